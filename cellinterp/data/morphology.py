@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['MORPHOLOGY', 'IN_PLANE', 'otsu', 'measure']
 
-# %% ../../nbs/data/morphology.ipynb #afbb5d1e
+# %% ../../nbs/data/morphology.ipynb #0640b84a
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-# %% ../../nbs/data/morphology.ipynb #f4b4ae99
+# %% ../../nbs/data/morphology.ipynb #2be5fab8
 MORPHOLOGY = ["area", "eccentricity", "ecc_cos2", "ecc_sin2", "solidity", "intensity", "texture",
               "perimeter", "compactness", "major_axis", "minor_axis", "integrated", "peak",
               "n_components", "second_area", "extent"]
 
-# %% ../../nbs/data/morphology.ipynb #3b6e7e30
+# %% ../../nbs/data/morphology.ipynb #b0182797
 def otsu(values: np.ndarray, n_bins: int = 128) -> np.ndarray:
     """Otsu's threshold of each row.
 
@@ -37,7 +37,7 @@ def otsu(values: np.ndarray, n_bins: int = 128) -> np.ndarray:
         between = np.nan_to_num(w0 * w1 * (s0 / w0 - s1 / w1) ** 2)
     return low[:, 0] + (between.argmax(1) + 1) * width[:, 0]
 
-# %% ../../nbs/data/morphology.ipynb #e0a9aa7d
+# %% ../../nbs/data/morphology.ipynb #b01612c6
 def measure(
     images,  # (N, H, W) or (N, C, H, W), any numeric dtype, or an ImageSet
     pixel_size: float = None,  # µm a pixel; None: of the ImageSet if one came, else lengths in pixels
@@ -67,7 +67,7 @@ def measure(
         table[["perimeter", "major_axis", "minor_axis", "extent"]] *= pixel_size
     return table
 
-# %% ../../nbs/data/morphology.ipynb #3329c123
+# %% ../../nbs/data/morphology.ipynb #235028b6
 IN_PLANE = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))], bool)  # joins pixels within an image only
 
 
@@ -86,7 +86,7 @@ def _foreground(images):
     root = np.sqrt(np.maximum(smooth, 0))
     mask = root > otsu(root[:, disc])[:, None, None]
     # Otsu cuts pure noise in half too. What it finds there is hardly brighter than the rest
-    noise = 1.4826 * np.median(np.abs(smooth - np.median(smooth, (1, 2), keepdims=True)), (1, 2))
+    noise = 0.5 * np.median(np.abs(above - smooth).reshape(n, -1), 1)  # sd of white noise, smoothed
     inside = np.where(mask & disc, smooth, 0).sum((1, 2)) / np.maximum((mask & disc).sum((1, 2)), 1)
     mask[(inside <= 4 * noise) | (smooth.max((1, 2)) <= 0)] = False
     # the square root cuts low, a blurred object comes out too wide: each component is cut again at half its own mean

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STATES', 'FACTORS', 'PIXEL_SIZE', 'CHUNK', 'MARGIN', 'DRAW', 'LENGTHS', 'spots', 'turn', 'simulate_nuclei']
 
-# %% ../../nbs/data/simulate.ipynb #7879d4ab
+# %% ../../nbs/data/simulate.ipynb #67b65f64
 import numpy as np
 import pandas as pd
-from scipy import fft, ndimage
+from scipy import fft
 
 from .images import ImageSet
 
-# %% ../../nbs/data/simulate.ipynb #92c3b30f
+# %% ../../nbs/data/simulate.ipynb #482805be
 STATES = ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
 FACTORS = ["size", "eccentricity", "orientation", "texture", "condensation", "plate_width", "separation",
            "n_fragments", "spread", "brightness", "focus", "background", "offset_y", "offset_x", "n_neighbours"]
@@ -20,7 +20,7 @@ PIXEL_SIZE = 0.65  # µm a pixel of a 64 x 64 crop, so that an interphase nucleu
 CHUNK = 256  # images rendered together
 MARGIN = 7  # drawn around the crop, in pixels of a 64 x 64 crop: what lies just outside is blurred into it
 
-# %% ../../nbs/data/simulate.ipynb #d22b00a3
+# %% ../../nbs/data/simulate.ipynb #e1e247ed
 def spots(y, x, sigma, weight, size):
     """Sum of Gaussian spots of height `weight`; y, x, sigma, weight: (B, K) in pixels from the centre. Returns (B, size, size) float32."""
     grid = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -34,7 +34,7 @@ def turn(u, v, angle):
     """(y, x) of points `u` along and `v` across an axis at `angle` (B, 1), counter-clockwise on the screen."""
     return -u * np.sin(angle) - v * np.cos(angle), u * np.cos(angle) - v * np.sin(angle)
 
-# %% ../../nbs/data/simulate.ipynb #1b2ceee4
+# %% ../../nbs/data/simulate.ipynb #27fd66c3
 def _noise(rng, n, size, grain):
     """Gaussian random fields (n, size, size) of unit variance and correlation length `grain` (n,) pixels: white noise filtered by FFT."""
     white = rng.standard_normal((n, size, size), dtype=np.float32)
@@ -45,11 +45,11 @@ def _noise(rng, n, size, grain):
 
 def _interphase(rng, n, size):
     px = size / 64
-    mean_radius = np.clip(13.4 * np.exp(rng.normal(0, 0.17, n)), 7.5, 20)
+    mean_radius = np.clip(13.6 - 3.0 * (rng.gamma(1.6, 0.8, n) - 1.28) + rng.normal(0, 0.6, n), 7.0, 19)
     ratio = 1 + rng.gamma(2.2, 0.14, n)
     a, b = mean_radius * np.sqrt(ratio), mean_radius / np.sqrt(ratio)
     angle = rng.uniform(0, np.pi, n)
-    texture, condensation = rng.uniform(0.05, 0.3, n), np.exp(rng.normal(0, 0.12, n))
+    texture, condensation = rng.uniform(0.08, 0.27, n), 1.1 * np.exp(rng.normal(0, 0.12, n))
     grid = (np.arange(size, dtype=np.float32) - (size - 1) / 2) / px
     y, x = grid[:, None], grid[None, :]
     c, s = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
@@ -57,11 +57,11 @@ def _interphase(rng, n, size):
     phi = np.arctan2(v, u)
     outline = np.ones((n, size, size), np.float32)
     for m in (2, 3, 4, 5):  # a wavy outline
-        h, p = rng.normal(0, 0.07 / m, (n, 1, 1)).astype(np.float32), rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+        h, p = rng.normal(0, 0.13 / m, (n, 1, 1)).astype(np.float32), rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
         outline += h * np.cos(m * phi + p)
     a32, b32 = a.astype(np.float32)[:, None, None], b.astype(np.float32)[:, None, None]
     depth = (outline - np.sqrt((u / a32) ** 2 + (v / b32) ** 2)) * b32  # distance to the outline, roughly
-    mask = 1 / (1 + np.exp(-np.clip(depth / 0.35, -30, 30)))
+    mask = 1 / (1 + np.exp(-np.clip(depth / 0.6, -30, 30)))
     grain = 0.7 * _noise(rng, n, size, 0.9 * px * np.ones(n)) + 0.7 * _noise(rng, n, size, 2.6 * px * np.ones(n))
     t = texture.astype(np.float32)[:, None, None]
     k = 4
@@ -74,7 +74,7 @@ def _interphase(rng, n, size):
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, texture=texture, condensation=condensation,
                        radius=a)
 
-# %% ../../nbs/data/simulate.ipynb #8c88d2e8
+# %% ../../nbs/data/simulate.ipynb #929801d6
 def _rods(rng, y, x, angle, length, sigma, weight, size, px):
     """Chromosomes: short rods of three spots each, centred on (y, x)."""
     dy, dx = -np.sin(angle) * length / 2, np.cos(angle) * length / 2
@@ -83,24 +83,24 @@ def _rods(rng, y, x, angle, length, sigma, weight, size, px):
     return spots(*parts, three(sigma) * px, three(weight), size)
 
 
-def _prometaphase(rng, n, size, k=40):
+def _prometaphase(rng, n, size, k=46):
     px = size / 64
-    radius = np.clip(8.6 * np.exp(rng.normal(0, 0.26, n)), 4.8, 16)
+    radius = np.clip(10.3 * np.exp(rng.normal(0, 0.2, n)), 7.2, 17)
     ratio = 1 + rng.gamma(1.5, 0.1, n)
     angle = rng.uniform(0, np.pi, n)
-    condensation = 1.5 * np.exp(rng.normal(0, 0.3, n))
-    hole = rng.uniform(0, 0.65, n) * (rng.uniform(size=n) < 0.6)
+    condensation = 1.15 * np.exp(rng.normal(0, 0.28, n))
+    hole = rng.uniform(0, 0.6, n) * (rng.uniform(size=n) < 0.45)
     r = np.sqrt(hole[:, None] ** 2 + (1 - hole[:, None] ** 2) * rng.uniform(0, 1, (n, k)))
     p = rng.uniform(0, 2 * np.pi, (n, k))
     a, b = radius * np.sqrt(ratio), radius / np.sqrt(ratio)
     y, x = turn(r * np.cos(p) * a[:, None], r * np.sin(p) * b[:, None], angle[:, None])
-    sigma = rng.uniform(0.75, 1.15, (n, 1)) * np.ones((n, k))
+    sigma = 0.75 * np.exp(np.abs(rng.normal(0, 0.55, (n, k))))  # some lie above or below the focal plane
     length = rng.uniform(1.0, 4.0, (n, k))
-    height = condensation[:, None] * np.exp(rng.normal(0, 0.4, (n, k))) * 0.5 * (radius[:, None] / 8.6) ** -0.6
+    height = condensation[:, None] * np.exp(rng.normal(0, 0.35, (n, k))) * 0.36 / sigma * (radius[:, None] / 10) ** -0.8
     image = _rods(rng, y, x, rng.uniform(0, np.pi, (n, k)), length, sigma, height, size, px)
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, condensation=condensation, radius=a + 2)
 
-# %% ../../nbs/data/simulate.ipynb #9b54c47b
+# %% ../../nbs/data/simulate.ipynb #ab745eaa
 def _plate(rng, length, width, bend, height, angle, y0, x0, size, k=36):
     """A plate of chromosomes; length, width in units, bend = sagitta (units) towards +v; all (B,)."""
     px, n = size / 64, len(length)
@@ -117,10 +117,10 @@ def _plate(rng, length, width, bend, height, angle, y0, x0, size, k=36):
 
 
 def _metaphase(rng, n, size):
-    length = np.clip(20.5 * np.exp(rng.normal(0, 0.17, n)), 12, 30)
-    width = np.clip(5.2 * np.exp(rng.normal(0, 0.2, n)), 3, 9)
+    length = np.clip(24.5 * np.exp(rng.normal(0, 0.11, n)), 15, 32)
+    width = np.clip(6.2 * np.exp(rng.normal(0, 0.17, n)), 3.5, 10)
     width = np.minimum(width, 0.5 * length)
-    angle, condensation = rng.uniform(0, np.pi, n), 2.2 * np.exp(rng.normal(0, 0.3, n))
+    angle, condensation = rng.uniform(0, np.pi, n), 2.7 * np.exp(rng.normal(0, 0.3, n))
     bend = rng.normal(0, 1.3, n)
     zero = np.zeros(n)
     image = _plate(rng, length, width, bend, condensation, angle, zero, zero, size)
@@ -132,13 +132,13 @@ def _metaphase(rng, n, size):
                        plate_width=width, radius=length / 2)
 
 
-def _anaphase(rng, n, size, sister_centred=0.0):
-    length = np.clip(14.5 * np.exp(rng.normal(0, 0.17, n)), 9, 21)
-    width = np.minimum(np.clip(4.8 * np.exp(rng.normal(0, 0.18, n)), 3, 8), 0.5 * length)
-    separation = np.clip(width + 2.5 + rng.gamma(2.5, 2.6, n), 0, 26)
-    angle, condensation = rng.uniform(0, np.pi, n), 2.3 * np.exp(rng.normal(0, 0.3, n))
+def _anaphase(rng, n, size, lone_share=0.7):
+    length = np.clip(16.5 * np.exp(rng.normal(0, 0.14, n)), 10, 23)
+    width = np.minimum(np.clip(5.8 * np.exp(rng.normal(0, 0.17, n)), 3.5, 9), 0.5 * length)
+    separation = np.clip(width + 3.2 + rng.gamma(2.5, 3.2, n), 0, 28)
+    angle, condensation = rng.uniform(0, np.pi, n), 2.8 * np.exp(rng.normal(0, 0.3, n))
     bend = rng.gamma(2, 0.7, n)
-    lone = rng.uniform(size=n) < sister_centred
+    lone = (rng.uniform(size=n) < lone_share) & (separation > 13)  # late: the sisters are segmented apart, the crop is centred on one
     image = np.zeros((n, size, size), np.float32)
     for side in (-1, 1):
         # the sister at +v bends towards its pole at +v: its ends trail behind
@@ -149,12 +149,12 @@ def _anaphase(rng, n, size, sister_centred=0.0):
     return image, dict(size=length, eccentricity=np.sqrt(1 - (width / length) ** 2), orientation=angle, condensation=condensation,
                        plate_width=width, separation=separation, radius=np.hypot(length, separation * np.where(lone, 2, 1)) / 2 + 1)
 
-# %% ../../nbs/data/simulate.ipynb #f4e0d53c
-def _apoptosis(rng, n, size, k=14):
+# %% ../../nbs/data/simulate.ipynb #d22250a2
+def _apoptosis(rng, n, size, k=20):
     px = size / 64
-    count = np.clip(2 + rng.poisson(rng.gamma(2, 1.9, n)), 2, k)
-    spread = np.clip(6.0 * np.exp(rng.normal(0, 0.35, n)), 2.5, 12)
-    angle, condensation = rng.uniform(0, np.pi, n), 2.2 * np.exp(rng.normal(0, 0.35, n))
+    count = np.clip(3 + rng.poisson(rng.gamma(1.6, 2.8, n)), 3, k)
+    spread = np.clip(6.6 * np.exp(rng.normal(0, 0.34, n)), 3.8, 15)
+    angle, condensation = rng.uniform(0, np.pi, n), 3.2 * np.exp(rng.normal(0, 0.3, n))
     ratio = 1 + rng.gamma(1.5, 0.3, n)
     there = np.arange(k) < count[:, None]
     u, v = rng.normal(0, 1, (2, n, k))
@@ -164,14 +164,14 @@ def _apoptosis(rng, n, size, k=14):
     rms = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
     u, v = (w * (spread / np.maximum(rms, 0.3))[:, None] for w in (u, v))
     y, x = turn(u, v, angle[:, None])
-    sigma = np.clip(1.9 * np.exp(rng.normal(0, 0.4, (n, k))) * (4 / (count + 2))[:, None] ** 0.25, 0.8, 4)
-    bodies = spots(y * px, x * px, sigma * px, there * np.exp(rng.normal(0.2, 0.45, (n, k))), size)
+    sigma = np.clip(1.8 * np.exp(rng.normal(0, 0.45, (n, k))) * (4 / (count + 2))[:, None] ** 0.3, 0.7, 4)
+    bodies = spots(y * px, x * px, sigma * px, there * np.exp(rng.normal(-0.3, 0.8, (n, k))), size)
     image = condensation[:, None, None].astype(np.float32) * np.tanh(bodies)  # round, dense, smooth: the density has a ceiling
     haze = spots(np.zeros((n, 1)), np.zeros((n, 1)), 1.1 * spread[:, None] * px, rng.uniform(0, 0.22, (n, 1)), size)
     return image + haze, dict(size=2 * spread, eccentricity=np.sqrt(1 - 1 / ratio ** 2), orientation=angle, condensation=condensation,
                               n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 2)
 
-# %% ../../nbs/data/simulate.ipynb #83faa0ba
+# %% ../../nbs/data/simulate.ipynb #cbb6c710
 def _shift(images, dy, dx, canvas):
     """Each image moved by whole pixels (dy, dx) on a canvas of `canvas` pixels with the same centre, zeros from outside."""
     n, size, _ = images.shape
@@ -205,7 +205,7 @@ def _add_neighbours(rng, objects, radius, is_interphase, slots=4):
             count[here] += 1
     return out, count
 
-# %% ../../nbs/data/simulate.ipynb #0ca99f41
+# %% ../../nbs/data/simulate.ipynb #4a886de9
 def _blur(images, sigma, dy, dx):
     """Gaussian blur of width sigma and shift (dy, dx), all (B,) in pixels, by FFT."""
     n, size, _ = images.shape
@@ -219,13 +219,13 @@ def _blur(images, sigma, dy, dx):
     return fft.irfft2(spectrum, s=(size, size))
 
 
-def _camera(rng, light, background, photons=2.5, read=1.0):
+def _camera(rng, light, background, photons=5.0, read=1.0):
     """Grey values 0-255: Poisson noise (`photons` electrons a grey value; Gaussian above, exact enough where it matters), read noise, saturation."""
     light = np.maximum(light, 0) + background.astype(np.float32)[:, None, None]
     noisy = light + np.sqrt(light / photons + read ** 2).astype(np.float32) * rng.standard_normal(light.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/simulate.ipynb #97d087d5
+# %% ../../nbs/data/simulate.ipynb #56a147b7
 def simulate_nuclei(
     n: int,  # number of images
     size: int = 64,  # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
@@ -269,11 +269,11 @@ def _render(rng, labels, size):
             radius[at] = drawn.pop("radius")
             factors.loc[at, list(drawn)] = np.stack(list(drawn.values()), 1)
     scene, factors["n_neighbours"] = _add_neighbours(rng, objects, radius, labels == "interphase")
-    brightness = np.exp(rng.normal(0, 0.3, n))
-    focus = rng.gamma(1.2, 0.45, n)
+    brightness = np.exp(rng.normal(0, 0.25, n))
+    focus = np.minimum(rng.gamma(1.2, 0.4, n), 1.6)
     dy, dx = np.clip(rng.normal(0, 1.2, (2, n)), -3, 3)
     background = 1 + rng.gamma(1.3, 2.0, n)
-    light = _blur(scene, np.hypot(0.75, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
+    light = _blur(scene, np.hypot(0.85, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
     margin = MARGIN * size // 64
     light = light[:, margin:margin + size, margin:margin + size]
     factors["brightness"], factors["focus"], factors["background"], factors["offset_y"], factors["offset_x"] = brightness, focus, background, dy, dx
