@@ -58,9 +58,29 @@ def definitions(items: list) -> str:
     parts = []
     for name, kind, text in items:
         head = f"`{name}`" + (f" : {prose(kind)}" if kind else "") if name else prose(kind)
-        body = prose(text).replace("\n", "\n    ") if text else "\\ "
+        body = prose(text).replace("\n", "\n    ") if text else "[]{}"
         parts.append(f"{head}\n:   {body}\n")
     return "\n".join(parts)
+
+
+def read_items(text: str, title: str = "Parameters") -> list:
+    "The (name, type, description) entries of a docstring section."
+    items = []
+    for line in text.strip("\n").splitlines():
+        if line and not line[0].isspace():
+            name, _, kind = line.partition(" : ")
+            if title in {"Returns", "Yields"} and not kind: name, kind = "", name
+            items.append([name.strip(), kind.strip(), []])
+        elif items: items[-1][2].append(line.strip())
+    return [(name, kind, "\n".join(lines).strip()) for name, kind, lines in items]
+
+
+def description(text: str) -> str:
+    "The text above the sections; a paragraph whose lines all read `name : what it is` becomes a list."
+    blocks = re.split(r"\n\s*\n", text.strip("\n"))
+    is_list = [len(lines := [line for line in block.splitlines() if not line[:1].isspace()]) > 1 and all(re.match(r"[\w*, ]+ : \S", line) for line in lines)
+               for block in blocks]
+    return "\n\n".join(definitions(read_items(block)) if flag else prose(block) for block, flag in zip(blocks, is_list))
 
 
 def docstring_markdown(doc: str, comments: list = ()) -> str:
@@ -78,23 +98,14 @@ def docstring_markdown(doc: str, comments: list = ()) -> str:
     str
     """
     pieces = re.split(r"(?m)^(\S[^\n]*)\n-{3,}[ \t]*$", doc)
-    parts = [prose(pieces[0].strip())]
+    parts = [description(pieces[0])]
     sections = list(zip(pieces[1::2], pieces[2::2]))
     if comments and "Parameters" not in dict(sections): sections.insert(0, ("Parameters", comments))
     for title, body in sections:
         if title not in TABLES:
             parts.append(f"**{title}**\n\n{prose(body.strip(chr(10)))}")
             continue
-        items = body
-        if isinstance(body, str):
-            items = []
-            for line in body.strip("\n").splitlines():
-                if line and not line[0].isspace():
-                    name, _, kind = line.partition(" : ")
-                    if title in {"Returns", "Yields", "Raises", "Warns"} and not kind: name, kind = ("", name) if title in {"Returns", "Yields"} else (name, "")
-                    items.append([name.strip(), kind.strip(), []])
-                elif items: items[-1][2].append(line)
-            items = [(name, kind, "\n".join(line.strip() for line in text).strip()) for name, kind, text in items]
+        items = read_items(body, title) if isinstance(body, str) else body
         parts.append(f"**{title}**\n\n{definitions(items)}")
     return "\n\n".join(part for part in parts if part)
 
@@ -172,6 +183,11 @@ def is_check(cell, code: str) -> bool:
     return any(isinstance(node, ast.Assert) or isinstance(node, ast.Call) and ast.unparse(node.func).startswith("test_") for node in ast.walk(tree))
 
 
+def only_imports(code: str) -> bool:
+    try: return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
+    except SyntaxError: return False
+
+
 def prepare(nb):
     """A copy of a notebook as readers should see it.
 
@@ -186,6 +202,7 @@ def prepare(nb):
         if options.get("hide") or options.get("include") is False or "default_exp" in options or not code: continue
         fold = None
         if {"export", "exporti", "exports"} & set(options):
+            if only_imports(code): continue
             text = api_markdown(code)
             if text: cells.append(nbformat.v4.new_markdown_cell(text))
             fold = ("show" if "exports" in options else "true", "Source")
@@ -426,7 +443,7 @@ def build_site(nbs, out, work=None, engine: str = "auto", draft: bool = False, j
     out.mkdir(parents=True, exist_ok=True)
     problems += build_quarto(nbs, out, pages, work / "quarto") if engine == "quarto" else build_pandoc(nbs, out, pages, config, work / "pages", jobs)
     # Quarto's own pages load nothing from elsewhere either, but its theme files are not ours to judge: there only links are checked.
-    found = check_site(out)
+    found = [p for p in check_site(out) if not any(f"{page.removesuffix('.ipynb')}.html does not exist" in p for page in missing)]
     return problems + ([p for p in found if "does not exist" in p or "anchor" in p] if engine == "quarto" else found)
 
 
@@ -441,6 +458,9 @@ def main(argv=None) -> int:
     start = time.time()
     problems = build_site(args.nbs, args.out, engine=args.engine, draft=args.draft, jobs=args.jobs)
     for problem in problems: print(f"error: {problem}", file=sys.stderr)
+    if any("Citeproc" in problem for problem in problems):
+        config = read_config(Path(args.nbs))
+        print("known citations: " + ", ".join(re.findall(r"(?m)^@\w+\{([^,\s]+),", config["bibliography"].read_text(encoding="utf-8"))), file=sys.stderr)
     count = len(list(Path(args.out).rglob("*.html")))
     print(f"docs: {count} pages in {time.time() - start:.1f} s, {len(problems)} problems, {os.path.relpath(Path(args.out) / 'index.html')}")
     return bool(problems)

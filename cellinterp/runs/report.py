@@ -8,13 +8,13 @@ __all__ = ['CSS', 'THEME_JS', 'JS', 'directives', 'clean_text', 'safe_html', 'da
            'find_bibliography', 'markdown_to_html', 'put_outputs', 'plain', 'headings', 'inline', 'page_html',
            'run_parameters', 'parameters_html', 'embed', 'notebook_to_html']
 
-# %% ../../nbs/runs/report.ipynb #ccd06a32
+# %% ../../nbs/runs/report.ipynb #627e2070
 import ast, base64, html, os, re, shutil, subprocess
 from pathlib import Path
 
 import nbformat
 
-# %% ../../nbs/runs/report.ipynb #3ae339c4
+# %% ../../nbs/runs/report.ipynb #ccf01554
 def directives(source: str) -> tuple:
     """Split a code cell into its `#|` directives and the code below them.
 
@@ -39,7 +39,7 @@ def directives(source: str) -> tuple:
         options[name] = {"": True, "true": True, "false": False}.get(value, value)
     return options, "\n".join(lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #76daa451
+# %% ../../nbs/runs/report.ipynb #4751d88e
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 
 
@@ -49,7 +49,7 @@ def clean_text(text: str) -> str:
     while any("\b" in line for line in lines): lines = [re.sub("[^\b]\b|^\b+", "", line) for line in lines]
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #7ad60422
+# %% ../../nbs/runs/report.ipynb #e4436983
 def safe_html(text: str) -> str:
     "HTML without scripts, styles, event handlers, frames or anything loaded from another host."
     text = re.sub(r"(?is)<(script|style|iframe|object)\b.*?</\1\s*>|<(?:link|meta|base|embed)\b[^>]*>|<!--.*?-->", "", text)
@@ -68,6 +68,7 @@ def data_uri(content, mime: str) -> str:
 def scroll_tables(text: str) -> str:
     "Put each table into a box that scrolls by itself, so that a wide table never widens the page."
     text = re.sub(r'<table([^>]*?)\s(?:border="\d+"|style="[^"]*")', r"<table\1", text)
+    text = re.sub(r"(?s)<colgroup>.*?</colgroup>", "", text)  # pandoc's widths come from the dashes, not from the content
     return re.sub(r"(?s)<table.*?</table>", lambda m: f'<div class="scroll">{m[0]}</div>', text)
 
 
@@ -102,7 +103,7 @@ def merge_streams(outputs) -> list:
         else: merged.append(output)
     return merged
 
-# %% ../../nbs/runs/report.ipynb #51cd3462
+# %% ../../nbs/runs/report.ipynb #02ee7c18
 _CODE = re.compile(r"(^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\2[ \t]*$|`[^`\n]+`)", re.M | re.S)
 _KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 
@@ -154,7 +155,7 @@ def cross_references(text: str) -> str:
 
     return _outside_code(_outside_code(text, targets), links)
 
-# %% ../../nbs/runs/report.ipynb #59545ad8
+# %% ../../nbs/runs/report.ipynb #694f7910
 def read_title(nb) -> tuple:
     """Title and subtitle of a notebook: its first `# heading` and the `> quotation` under it, which are taken out of the cell.
 
@@ -230,7 +231,7 @@ def cells_to_markdown(nb, fold: bool = False) -> tuple:
                 parts.append(_raw(f"<!--output {len(outputs) - 1}-->"))
     return cross_references("\n\n".join(parts)), outputs
 
-# %% ../../nbs/runs/report.ipynb #010a8122
+# %% ../../nbs/runs/report.ipynb #2ef53853
 # Markdown as Jupyter reads it: a list or a heading needs no empty line before it.
 _MARKDOWN = "markdown-blank_before_header-blank_before_blockquote+lists_without_preceding_blankline"
 
@@ -302,18 +303,18 @@ def put_outputs(text: str, outputs: list) -> str:
     text = re.sub(r'src="output:(\d+)"', lambda m: f'src="{outputs[int(m[1])]}"', text)
     return re.sub(r"<!--output (\d+)-->", lambda m: f'<div class="output">{outputs[int(m[1])]}</div>', text)
 
-# %% ../../nbs/runs/report.ipynb #b85b73a3
+# %% ../../nbs/runs/report.ipynb #5b7ca009
 _LIGHT = """--bg:#fff;--side:#f7f8f8;--text:#1f2529;--muted:#5b666e;--line:#e1e5e7;--accent:#0b6a70;--soft:#e9f3f3;--code:#f5f7f7;--mark:#fff0b3;
 --kw:#8a3b8f;--st:#2f6f3e;--co:#68757d;--nu:#9a4a00;--fu:#1d5fa8;--warn:#8a5a00;--bad:#a5222b;color-scheme:light"""
 _DARK = """--bg:#15191c;--side:#1a1f22;--text:#d8dee2;--muted:#98a4ab;--line:#2c3438;--accent:#6cc5c1;--soft:#1d2f31;--code:#1b2125;--mark:#5a4a10;
 --kw:#d3a0d8;--st:#9ccc9c;--co:#8b989f;--nu:#e3ab78;--fu:#8fbdf0;--warn:#e0b25c;--bad:#f0868d;color-scheme:dark"""
 
 CSS = f":root{{{_LIGHT}}}\n@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{_DARK}}}}}\n:root[data-theme=dark]{{{_DARK}}}\n" + """
-*{box-sizing:border-box}
+*{box-sizing:border-box;scrollbar-width:thin;scrollbar-color:var(--line) transparent}
 html{scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--text);font:1rem/1.62 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;overflow-wrap:break-word}
 a{color:var(--accent);text-decoration-thickness:1px;text-underline-offset:2px}
-h1,h2,h3,h4{line-height:1.25;font-weight:650;margin:2.2em 0 .6em}
+h1,h2,h3,h4{line-height:1.25;font-weight:650;margin:1.9em 0 .6em}
 h1{font-size:2rem;margin:.2em 0 .2em;letter-spacing:-.01em}h2{font-size:1.42rem;padding-top:.7em;border-top:1px solid var(--line)}h3{font-size:1.14rem}h4{font-size:1rem}
 p,ul,ol,dl,pre,figure,blockquote,.scroll,.output,details{margin:0 0 1rem}
 .subtitle{font-size:1.12rem;color:var(--muted);margin-bottom:1.6rem}
@@ -322,7 +323,8 @@ h2:hover .anchor,h3:hover .anchor,h4:hover .anchor,.anchor:focus{opacity:1}
 blockquote{border-left:3px solid var(--line);padding-left:1rem;margin-left:0;color:var(--muted)}
 code,pre{font:.86em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 :not(pre)>code{background:var(--code);border-radius:4px;padding:.12em .32em}
-a code{color:inherit}
+a code{color:inherit;background:none;padding:0}strong code{font-weight:700}
+h3.api>code,h4.api>code,.toc code{background:none;padding:0}h3.api,h4.api{color:var(--accent)}h4.api{margin-left:0;font-weight:500}
 pre{background:var(--code);border-radius:6px;padding:.75rem .9rem;overflow-x:auto}
 pre code{font-size:1em}
 div.sourceCode{margin:0 0 1rem}
@@ -332,8 +334,8 @@ div.sourceCode{margin:0 0 1rem}
 img,svg{max-width:100%;height:auto}
 .output img,figure img{background:#fff;border-radius:6px}
 figure{text-align:center}figcaption{font-size:.9rem;color:var(--muted);text-align:left;margin-top:.4rem}
-.scroll,.formula{overflow-x:auto;max-width:100%}
-.formula{display:block;padding:.15rem 0}
+.scroll,.formula{overflow-x:auto;overflow-y:hidden;max-width:100%}
+.formula{display:block;padding:.35rem 0}
 .numbered{display:flex;align-items:center}.numbered .formula{flex:1;min-width:0}.eqno{color:var(--muted);padding-left:1rem}
 math{font-family:"STIX Two Math","Cambria Math","Latin Modern Math",math;font-size:1.06em}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
@@ -341,11 +343,11 @@ th,td{padding:.34rem .75rem;border-bottom:1px solid var(--line);text-align:left;
 th{font-weight:600;color:var(--muted)}thead th{border-bottom:2px solid var(--line)}
 table.dataframe th,table.dataframe td{text-align:right}table.dataframe tbody th{text-align:left}
 caption{caption-side:bottom;text-align:left;color:var(--muted);padding-top:.5rem}
-dt{font-weight:500}dd{margin:0 0 .6rem 1.4rem;color:var(--muted)}dd p{margin:0 0 .3rem}
+dt{font-weight:500}dd{margin:0 0 .6rem 1.4rem;color:var(--muted)}dd p{margin:0 0 .3rem}dd:has(>span:only-child:empty),dd:has(>p:only-child>span:only-child:empty){display:none}
 details.code>summary,details.toc>summary{cursor:pointer;color:var(--muted);font-size:.86rem;padding:.15rem 0;width:max-content}
 details.code[open]>summary{margin-bottom:.4rem}
 summary:hover{color:var(--accent)}
-.callout{border:1px solid var(--line);border-left:4px solid var(--accent);border-radius:6px;padding:.8rem 1rem .05rem;margin:0 0 1.2rem}
+.callout{border:1px solid var(--line);border-left:4px solid var(--accent);border-radius:6px;padding:.8rem 1rem;margin:0 0 1.2rem}.callout>:last-child,.callout>p:last-of-type{margin-bottom:0}.callout>.callout-title:first-child{margin-bottom:.35rem}
 .callout-title{font-weight:650;margin-bottom:.35rem;color:var(--accent)}
 .callout-warning,.callout-caution{border-left-color:var(--warn)}.callout-warning .callout-title,.callout-caution .callout-title{color:var(--warn)}
 .callout-important{border-left-color:var(--bad)}.callout-important .callout-title{color:var(--bad)}
@@ -363,20 +365,20 @@ mark{background:var(--mark);color:inherit;border-radius:2px}
 .side ul{list-style:none;margin:0 0 1rem;padding:0}.side p{margin:0 0 .2rem;padding:0 .6rem;font-weight:650}
 .side a{display:block;padding:.2rem .6rem;border-radius:5px;color:var(--muted);text-decoration:none}
 .side a:hover{color:var(--accent)}.side a[aria-current]{background:var(--soft);color:var(--accent);font-weight:600}
-.page{display:grid;grid-template-columns:minmax(0,46rem) 14rem;gap:3rem;justify-content:center;padding:1.8rem 1.5rem 4rem}
-main{min-width:0}
+.page{display:grid;grid-template-columns:minmax(0,54rem) 14rem;gap:3rem;justify-content:center;padding:1.8rem 1.5rem 4rem}
+main{min-width:0}main>:is(p,ul,ol,dl,blockquote,.callout,.subtitle,#refs){max-width:46rem}
 details.toc{position:sticky;top:5rem;align-self:start;max-height:calc(100vh - 6rem);overflow-y:auto;font-size:.86rem;order:2}
 .toc ul{list-style:none;margin:.3rem 0 0;padding:0 0 0 .8rem;border-left:1px solid var(--line)}.toc li.sub{padding-left:.9rem}
 .toc a{display:block;padding:.12rem 0;color:var(--muted);text-decoration:none}.toc a:hover{color:var(--accent)}
 .turn{display:flex;justify-content:space-between;gap:1rem;margin-top:3rem;padding-top:1rem;border-top:1px solid var(--line)}.turn a{text-decoration:none}.turn a:last-child{text-align:right}
-@media (max-width:75rem){.page{grid-template-columns:minmax(0,46rem)}details.toc{position:static;order:0;max-height:none;margin-bottom:-1.5rem}}
+@media (max-width:75rem){.page{grid-template-columns:minmax(0,54rem)}details.toc{position:static;order:0;max-height:none;margin-bottom:-1.5rem}}
 @media (max-width:52rem){.with-side .frame{grid-template-columns:minmax(0,1fr)}.top{padding:0 .8rem}.top .menu{display:block}
 .side{display:none;position:static;height:auto;border-right:0;border-bottom:1px solid var(--line)}.side.open{display:block}
 .page{padding:1.2rem 1rem 3rem}h1{font-size:1.65rem}h2{font-size:1.28rem}}
 @media print{.top,.side,details.toc,.turn,.anchor{display:none}.page,.with-side .frame{display:block}}
 """
 
-# %% ../../nbs/runs/report.ipynb #4dbf29a1
+# %% ../../nbs/runs/report.ipynb #e86eaae3
 THEME_JS = """try{const t=localStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}catch(e){}"""
 
 JS = """(()=>{
@@ -453,7 +455,7 @@ def page_html(title: str, body: str, *, subtitle: str = "", head: str = "", scri
 {after}</main></div></div>{scripts}</body></html>
 """
 
-# %% ../../nbs/runs/report.ipynb #3857e22e
+# %% ../../nbs/runs/report.ipynb #3c63a9b8
 def run_parameters(nb) -> dict:
     """The parameters of an executed notebook.
 
@@ -477,16 +479,16 @@ def run_parameters(nb) -> dict:
 
 
 def parameters_html(parameters: dict) -> str:
-    "The table of `run_parameters` as HTML; values that differ from the default stand out."
+    "The table of `run_parameters` as HTML; a value that differs from its default stands out, with the default beside it."
     if not parameters: return ""
     rows = "".join(f"<tr><td><code>{html.escape(name)}</code></td><td>" +
                    (f"<code>{html.escape(value)}</code></td><td></td></tr>" if value == default else
-                    f"<strong><code>{html.escape(value)}</code></strong></td><td>{html.escape(default)}</td></tr>")
+                    f"<strong><code>{html.escape(value)}</code></strong></td><td><code>{html.escape(default)}</code></td></tr>")
                    for name, (value, default) in parameters.items())
     return ('<section class="parameters"><h2 id="parameters">Parameters</h2><div class="scroll"><table><thead><tr><th>name</th><th>value</th>'
-            f"<th>default, if another</th></tr></thead><tbody>{rows}</tbody></table></div></section>")
+            f"<th>default</th></tr></thead><tbody>{rows}</tbody></table></div></section>")
 
-# %% ../../nbs/runs/report.ipynb #5d6874f8
+# %% ../../nbs/runs/report.ipynb #a76e61b9
 _NO_REQUESTS = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">"""
 
 
