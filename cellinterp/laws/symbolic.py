@@ -6,21 +6,22 @@
 __all__ = ['OPERATORS', 'check_operators', 'search_operon', 'sparse_sums', 'edit', 'Archive', 'search_margin', 'resolve_engine',
            'pareto', 'simplest', 'scores', 'Lambda', 'inner_split', 'SymbolicRegressor', 'SymbolicClassifier']
 
-# %% ../../nbs/laws/symbolic.ipynb #09f9bba4
+# %% ../../nbs/laws/symbolic.ipynb #092369cf
 import warnings
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from .expressions import (UNARY, canonical, compile_numpy, complexity, fit_constants, margin_loss, newton, parse, probabilities, rebuild, rounded, tidy_names,
-                                         to_latex, to_text, to_torch, with_constants, _pull, _tidy)
+from .expressions import (canonical, compile_numpy, complexity, constants, fit_constants, margin_loss, newton, parse, probabilities, rounded, tidy_names,
+                                         to_latex, to_text, to_torch, with_constants, _tidy)
 
 OPERATORS = ("+", "-", "*", "/", "square", "exp")
 
-# %% ../../nbs/laws/symbolic.ipynb #bbffd9e6
+# %% ../../nbs/laws/symbolic.ipynb #1ee1a0f2
 _OPERON = {"+": "add", "-": "sub", "*": "mul", "/": "div", **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")}}
 
 def check_operators(operators):
@@ -46,7 +47,7 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed):
         label = {h: names[int(v[1:]) - 1] for h, v in engine.variables_.items()}  # Operon calls them X1, X2, ...
         return [f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_]
 
-# %% ../../nbs/laws/symbolic.ipynb #9181ebd0
+# %% ../../nbs/laws/symbolic.ipynb #bd2c736d
 def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60):
     """Joint laws of growing size, one list of m expressions each, from forward selection of terms.
 
@@ -94,7 +95,7 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
         active[k].append(int(j))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #22fd044b
+# %% ../../nbs/laws/symbolic.ipynb #34190a1c
 def _paths(e, at=()):
     "Every place in an expression (exponents are structure and left alone)."
     yield at, e
@@ -146,9 +147,9 @@ def edit(e, r, variables, functions, others, divide=False):
         return _put(e, at, s)
 
 def _skeleton(e):
-    "An expression's form, its constants left out."
-    import sympy
-    return to_text(rebuild(e, lambda n: sympy.Symbol("_c") if n.is_Float else n))
+    "An expression's form as text, its constants left out."
+    if e.is_Float: return "_c"
+    return f"{type(e).__name__}({','.join(sorted(map(_skeleton, e.args)))})" if e.args else str(e)
 
 class Archive:
     "The best expression of each complexity by penalised loss on X, T; constants are fitted on entry."
@@ -163,10 +164,14 @@ class Archive:
         n = complexity(e)
         if n > self.max_nodes or not e.free_symbols or (form := _skeleton(e)) in self.seen: return False
         self.seen.add(form)
-        try: (e,), value = fit_constants([e], self.X, self.T, self.names, weights=self.weights, loss=self.loss, steps=steps)
+        f = compile_numpy(e, self.names)
+        def margins(c):
+            v, J = f(self.X, c)
+            return v[:, None], [J]
+        try: c, value = newton(margins, constants(e), self.T, self.weights, self.loss, steps=steps)
         except (TypeError, ValueError, np.linalg.LinAlgError): return False  # complex or diverging constants
         if not value < self.best.get(n, (np.inf,))[0]: return False
-        self.best[n] = value, e
+        self.best[n] = value, with_constants(e, c)
         return True
 
     def front(self):
@@ -195,7 +200,7 @@ class Archive:
             self.add(new)
             tried += len(self.seen) > before
 
-# %% ../../nbs/laws/symbolic.ipynb #c4f5ebe0
+# %% ../../nbs/laws/symbolic.ipynb #9d6c16ba
 def _unsquashed(text, names, keep):
     "An engine's text as an expression, tanh taken off where it served as a squasher only."
     e = parse(text, names)
@@ -250,7 +255,7 @@ def _in_processes(jobs, n_jobs):
     from joblib import Parallel, delayed
     return Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs)
 
-# %% ../../nbs/laws/symbolic.ipynb #c5b78e2b
+# %% ../../nbs/laws/symbolic.ipynb #895ec7f8
 def pareto(complexities, losses):
     "Indices of the candidates that no simpler or equally simple one beats, simplest first."
     out = []
@@ -269,7 +274,7 @@ def scores(complexities, losses):
     for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]): out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #e643623f
+# %% ../../nbs/laws/symbolic.ipynb #8e9d00fe
 class Lambda:
     "A law as a function of columns: `f(X)` with X (N, d) or a DataFrame gives values (N,)."
     def __init__(self, text, names): self.text, self.names = text, list(names)
@@ -360,6 +365,24 @@ class _Law(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def _adopt(self, csvs, labels, names, choose):
+        "Become the law in one hall of fame a margin (see pysr_adapter)."
+        from cellinterp.laws.pysr_adapter import best_row, read_hall_of_fame
+        tables = [read_hall_of_fame(c, names) for c in csvs]
+        used = {s.name for t in tables for e in t.sympy_format for s in e.free_symbols}
+        if names is None:
+            if not all(n[0] == "x" and n[1:].isdigit() for n in used): raise ValueError(f"the equations name their columns ({', '.join(sorted(used)[:5])}): give all columns in order as names=")
+            names = [f"x{j}" for j in range(1 + max((int(n[1:]) for n in used), default=0))]
+        else: self.feature_names_in_ = np.array(names, dtype=object)
+        self.names_, self.n_features_in_, self.engine_ = list(names), len(names), "pysr"
+        rows = [best_row(t) if choose is None else int((t.complexity - choose).abs().idxmin()) for t in tables]
+        self.laws_ = pd.concat([t.drop(columns="sympy_format").assign(**{"selected": t.index == i, "class": label}) for t, i, label in zip(tables, rows, labels)], ignore_index=True)
+        self.expressions_ = [t.equation[i] for t, i in zip(tables, rows)]
+        self.complexity_ = np.array([complexity(t.sympy_format[i]) for t, i in zip(tables, rows)])
+        chosen = {s.name for t, i in zip(tables, rows) for s in t.sympy_format[i].free_symbols}
+        self.used_ = [n for n in self.names_ if n in chosen]
+        return self
+
 def inner_split(y, groups, seed, classes=True):
     "(training, held-out) rows, a quarter held out by whole groups; all rows in both where the data are too few to spare any."
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
@@ -374,7 +397,7 @@ def inner_split(y, groups, seed, classes=True):
             if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
     return rows, rows
 
-# %% ../../nbs/laws/symbolic.ipynb #b6a0c11f
+# %% ../../nbs/laws/symbolic.ipynb #24453ce4
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
 
@@ -446,10 +469,18 @@ class SymbolicRegressor(RegressorMixin, _Law):
         "Values (N,) of the selected equation."
         return self._margins(X)[:, 0]
 
+    @classmethod
+    def from_hall_of_fame(cls, csv, names=None, *, complexity=None):
+        """The law in a PySR hall_of_fame.csv: PySR's choice, or the equation whose complexity is nearest to `complexity`.
+
+        `names`: all columns in order; without, the file's x0, x1, ... are taken by position.
+        """
+        return cls(engine="pysr")._adopt([csv], ["y"], names, complexity)
+
 def _values(law, X, names):
     return np.stack([compile_numpy(e, names)(X) for e in law], 1)
 
-# %% ../../nbs/laws/symbolic.ipynb #3c1f4707
+# %% ../../nbs/laws/symbolic.ipynb #8a668dad
 class SymbolicClassifier(ClassifierMixin, _Law):
     """Classes by equations that a person can read.
 
@@ -461,7 +492,7 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         What forms are fitted to; 'auto' tries both (labels only below 200 rows) and chooses on held-out rows.
     teacher : classifier with predict_proba, optional
         Taken as it is if fitted on the same columns, else a clone is fitted; by default a network of 64-64 units.
-    class_weight : None or 'balanced'
+    class_weight : None, 'balanced' or dict
 
     Attributes
     ----------
@@ -482,7 +513,6 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         import sympy
         self._check()
         if self.target not in ("auto", "labels", "teacher"): raise ValueError(f"target must be 'auto', 'labels' or 'teacher', got {self.target!r}")
-        if self.class_weight not in (None, "balanced"): raise ValueError(f"class_weight must be None or 'balanced', got {self.class_weight!r}")
         X, y = self._data(X, y=y, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, y = np.unique(y, return_inverse=True)
@@ -491,7 +521,8 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         self.engine_ = resolve_engine(self.engine)
         self._set_names()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        weights = np.ones(len(y)) if self.class_weight is None else len(y) / (K * np.bincount(y)[y])
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])[y]
+        weights = weights / weights.mean()
         onehot = np.eye(K)[y]
         margin = lambda P: P[:, 1:] if K == 2 else P  # two classes have one margin
         labels = self.classes_[1:] if K == 2 else self.classes_
@@ -558,6 +589,19 @@ class SymbolicClassifier(ClassifierMixin, _Law):
             seen = list(teacher.classes_)
         P = np.asarray(teacher.predict_proba(X))
         return P[:, [seen.index(c) for c in self.classes_]]
+
+    @classmethod
+    def from_hall_of_fame(cls, csv, classes, names=None, *, complexity=None):
+        """The law in PySR's files: one hall_of_fame.csv for two `classes` (the margin of the second), else a list with one file a class.
+
+        `names` and `complexity` as in `SymbolicRegressor.from_hall_of_fame`.
+        """
+        csvs, classes = list(csv) if isinstance(csv, (list, tuple)) else [csv], np.asarray(classes)
+        wanted = 1 if len(classes) == 2 else len(classes)
+        if len(classes) < 2 or len(csvs) != wanted: raise ValueError(f"{len(classes)} classes need {wanted} hall_of_fame.csv, got {len(csvs)}")
+        self = cls(engine="pysr")
+        self.classes_ = classes
+        return self._adopt(csvs, classes[1:] if len(classes) == 2 else classes, names, complexity)
 
     def decision_function(self, X):
         "Margins: (N,) for two classes (above 0: classes_[1]), else (N, K)."
