@@ -44,7 +44,7 @@ TABLES = {"Parameters", "Other Parameters", "Attributes", "Returns", "Yields", "
 def prose(text: str) -> str:
     "Docstring text as Markdown: code, formulas and citations stay, every other special character stands for itself."
     def escape(match):
-        return match[0] if match[1] else re.sub(r"([\\*_<>^~@|])", r"\\\1", re.sub(r"(?m)^(\s*)#", r"\1\\#", match[0]))
+        return match[0] if match[1] else re.sub(r"(?m)^(\s*)#", r"\1\\#", re.sub(r"([\\*_<>^~@|])", r"\\\1", match[0]))
     lines = []
     for block in re.split(r"(\n\s*\n)", text.replace("``", "`")):
         if block.startswith("    "): lines.append(block)  # an indented block is code

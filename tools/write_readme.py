@@ -31,6 +31,7 @@ def read_references(path: Path) -> dict:
 def cite(text: str, references: dict) -> str:
     "Citations as links to the papers."
     def one(key, in_text):
+        if key not in references: raise ValueError(f"references.bib has no {key}; it has {', '.join(references)}")
         names, year, address = references[key]
         return f"[{names} ({year})]({address})" if in_text else f"[{names} {year}]({address})"
     text = re.sub(r"\[((?:@[\w-]+(?:;\s*)?)+)\]", lambda m: "(" + "; ".join(one(key, False) for key in re.findall(r"@([\w-]+)", m[1])) + ")", text)
@@ -45,7 +46,7 @@ def plain_markdown(text: str, folder: str, references: dict) -> str:
         numbers = {}
         for name in re.findall(r"\{#((?:fig|tbl|eq)-[\w-]+)", part): numbers[name] = sum(other.split("-")[0] == name.split("-")[0] for other in numbers) + 1
         part = re.sub(r"@((fig|tbl|eq)-[\w-]+)", lambda m: f"{dict(fig='Figure', tbl='Table', eq='Equation')[m[2]]} {numbers.get(m[1], '')}".strip(), part)
-        part = re.sub(r"(?<=[)\]$])\s*\{[#.][^}\n]*\}", "", part)
+        part = re.sub(r"(?m)(?:(?<=[)\]$])\s*|^(#+ [^\n{]*?)\s*)\{[#.][^}\n]*\}", r"\1", part)
         part = re.sub(r"(?ms)^::: *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::[ \t]*$",
                       lambda m: f"> **{m[1].capitalize()}**\n>\n" + "\n".join(f"> {line}".rstrip() for line in m[2].splitlines()), part)
         part = re.sub(r"(\]\()(?!\w+:|#|/)([^)\s]+)", rf"\1{folder}/\2", part)

@@ -8,13 +8,13 @@ __all__ = ['CSS', 'THEME_JS', 'JS', 'directives', 'clean_text', 'safe_html', 'da
            'find_bibliography', 'markdown_to_html', 'put_outputs', 'plain', 'headings', 'inline', 'page_html',
            'run_parameters', 'parameters_html', 'embed', 'notebook_to_html']
 
-# %% ../../nbs/runs/report.ipynb #627e2070
+# %% ../../nbs/runs/report.ipynb #62d68e63
 import ast, base64, html, os, re, shutil, subprocess
 from pathlib import Path
 
 import nbformat
 
-# %% ../../nbs/runs/report.ipynb #ccf01554
+# %% ../../nbs/runs/report.ipynb #3eb9b553
 def directives(source: str) -> tuple:
     """Split a code cell into its `#|` directives and the code below them.
 
@@ -39,7 +39,7 @@ def directives(source: str) -> tuple:
         options[name] = {"": True, "true": True, "false": False}.get(value, value)
     return options, "\n".join(lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #4751d88e
+# %% ../../nbs/runs/report.ipynb #cede6786
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 
 
@@ -49,7 +49,7 @@ def clean_text(text: str) -> str:
     while any("\b" in line for line in lines): lines = [re.sub("[^\b]\b|^\b+", "", line) for line in lines]
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #e4436983
+# %% ../../nbs/runs/report.ipynb #1137ba2b
 def safe_html(text: str) -> str:
     "HTML without scripts, styles, event handlers, frames or anything loaded from another host."
     text = re.sub(r"(?is)<(script|style|iframe|object)\b.*?</\1\s*>|<(?:link|meta|base|embed)\b[^>]*>|<!--.*?-->", "", text)
@@ -103,7 +103,7 @@ def merge_streams(outputs) -> list:
         else: merged.append(output)
     return merged
 
-# %% ../../nbs/runs/report.ipynb #02ee7c18
+# %% ../../nbs/runs/report.ipynb #b46b4cf8
 _CODE = re.compile(r"(^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\2[ \t]*$|`[^`\n]+`)", re.M | re.S)
 _KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 
@@ -155,7 +155,7 @@ def cross_references(text: str) -> str:
 
     return _outside_code(_outside_code(text, targets), links)
 
-# %% ../../nbs/runs/report.ipynb #694f7910
+# %% ../../nbs/runs/report.ipynb #3298d4ee
 def read_title(nb) -> tuple:
     """Title and subtitle of a notebook: its first `# heading` and the `> quotation` under it, which are taken out of the cell.
 
@@ -231,7 +231,7 @@ def cells_to_markdown(nb, fold: bool = False) -> tuple:
                 parts.append(_raw(f"<!--output {len(outputs) - 1}-->"))
     return cross_references("\n\n".join(parts)), outputs
 
-# %% ../../nbs/runs/report.ipynb #2ef53853
+# %% ../../nbs/runs/report.ipynb #c9ef7ff4
 # Markdown as Jupyter reads it: a list or a heading needs no empty line before it.
 _MARKDOWN = "markdown-blank_before_header-blank_before_blockquote+lists_without_preceding_blankline"
 
@@ -294,6 +294,7 @@ def _tidy(text):
         return f'<div class="callout {match[1]}"><p class="callout-title">{title[1] if title else match[1].removeprefix("callout-").capitalize()}</p>'
 
     text = re.sub(r'<div class="(callout-\w+)[^"]*"[^>]*>', callout, text)
+    text = re.sub(r'(?s)<h1\b([^>]*\bid="bibliography"[^>]*>.*?)</h1>', r"<h2\1</h2>", text)
     text = re.sub(r'(<h([2-6])\b[^>]*\bid="([^"]+)"[^>]*>)(.*?)</h\2>', r'\1\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></h\2>', text)
     return scroll_tables(text)
 
@@ -303,7 +304,7 @@ def put_outputs(text: str, outputs: list) -> str:
     text = re.sub(r'src="output:(\d+)"', lambda m: f'src="{outputs[int(m[1])]}"', text)
     return re.sub(r"<!--output (\d+)-->", lambda m: f'<div class="output">{outputs[int(m[1])]}</div>', text)
 
-# %% ../../nbs/runs/report.ipynb #5b7ca009
+# %% ../../nbs/runs/report.ipynb #8580cd75
 _LIGHT = """--bg:#fff;--side:#f7f8f8;--text:#1f2529;--muted:#5b666e;--line:#e1e5e7;--accent:#0b6a70;--soft:#e9f3f3;--code:#f5f7f7;--mark:#fff0b3;
 --kw:#8a3b8f;--st:#2f6f3e;--co:#68757d;--nu:#9a4a00;--fu:#1d5fa8;--warn:#8a5a00;--bad:#a5222b;color-scheme:light"""
 _DARK = """--bg:#15191c;--side:#1a1f22;--text:#d8dee2;--muted:#98a4ab;--line:#2c3438;--accent:#6cc5c1;--soft:#1d2f31;--code:#1b2125;--mark:#5a4a10;
@@ -359,7 +360,7 @@ mark{background:var(--mark);color:inherit;border-radius:2px}
 .top button{font:inherit;font-size:.86rem;color:var(--muted);background:none;border:1px solid var(--line);border-radius:6px;padding:.28rem .65rem;cursor:pointer;white-space:nowrap}
 .top button:hover{color:var(--accent);border-color:var(--accent)}
 .top .menu{display:none}
-.frame{display:grid;grid-template-columns:minmax(0,1fr);max-width:92rem;margin:0 auto}
+.frame{display:grid;grid-template-columns:minmax(0,1fr)}
 .with-side .frame{grid-template-columns:16rem minmax(0,1fr)}
 .side{position:sticky;top:3.4rem;align-self:start;height:calc(100vh - 3.4rem);overflow-y:auto;padding:1.2rem 1rem 3rem 1.2rem;border-right:1px solid var(--line);background:var(--side);font-size:.92rem}
 .side ul{list-style:none;margin:0 0 1rem;padding:0}.side p{margin:0 0 .2rem;padding:0 .6rem;font-weight:650}
@@ -378,7 +379,7 @@ details.toc{position:sticky;top:5rem;align-self:start;max-height:calc(100vh - 6r
 @media print{.top,.side,details.toc,.turn,.anchor{display:none}.page,.with-side .frame{display:block}}
 """
 
-# %% ../../nbs/runs/report.ipynb #e86eaae3
+# %% ../../nbs/runs/report.ipynb #7114dfed
 THEME_JS = """try{const t=localStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}catch(e){}"""
 
 JS = """(()=>{
@@ -455,7 +456,7 @@ def page_html(title: str, body: str, *, subtitle: str = "", head: str = "", scri
 {after}</main></div></div>{scripts}</body></html>
 """
 
-# %% ../../nbs/runs/report.ipynb #3c63a9b8
+# %% ../../nbs/runs/report.ipynb #e6e70dcd
 def run_parameters(nb) -> dict:
     """The parameters of an executed notebook.
 
@@ -488,7 +489,7 @@ def parameters_html(parameters: dict) -> str:
     return ('<section class="parameters"><h2 id="parameters">Parameters</h2><div class="scroll"><table><thead><tr><th>name</th><th>value</th>'
             f"<th>default</th></tr></thead><tbody>{rows}</tbody></table></div></section>")
 
-# %% ../../nbs/runs/report.ipynb #a76e61b9
+# %% ../../nbs/runs/report.ipynb #c615565f
 _NO_REQUESTS = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">"""
 
 

@@ -1,0 +1,404 @@
+"""The docs site and the reports: built from a small site made here, then looked at in a headless browser."""
+import json
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import build_docs
+import write_readme
+from check_links import check_site
+
+from cellinterp.runs import report
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAIAAAACUFjqAAAAEUlEQVR42mNgGAWjYBQMPQAAAxgAAWn9bVUAAAAASUVORK5CYII="
+BIB = "@misc{darwin1859,\n  author = {Darwin, Charles},\n  title = {On the origin of species},\n  year = {1859},\n}\n"
+CONFIG = """project: {type: website}
+bibliography: references.bib
+website:
+  title: small
+  sidebar:
+    contents:
+      - index.ipynb
+      - section: Laws
+        contents: [laws/demo.ipynb]
+"""
+
+INDEX = """# A small site
+> with everything in it
+
+Species change [@darwin1859]; see @fig-dot, @eq-law and [the demo](laws/demo.ipynb#api-margin). `margin(z)` is exported, `x @ y` is code.
+
+## Words {#words}
+
+$$f = z_{29}\\,(z_{17}^2 + z_{21}^2) - e^{e^{z_3}}$$ {#eq-law}
+
+| a very long heading of a column | another very long heading of a column | and a third one that is long |
+|---|---|---|
+| antidisestablishmentarianism | pneumonoultramicroscopic | hippopotomonstrosesquippedaliophobia |
+
+::: {.callout-warning title="Take care"}
+Cells are alive.
+:::
+
+```python
+a_line_of_code = that_is(much, wider, than, the, screen, of, any, phone, that, a, reader, could, be, holding, in, one, hand, today)
+```
+
+![A dot](dot.png){#fig-dot}
+"""
+
+EXPORT = '''#| export
+def margin(z, scale: float = 1.0):
+    """The margin of a law, |z| * scale.
+
+    Parameters
+    ----------
+    z : ndarray
+        The factors, (N, n_factors) in units of a_b.
+    scale : float
+        What it is multiplied by.
+
+    Returns
+    -------
+    ndarray
+        (N,)
+    """
+    return abs(z) * scale'''
+
+
+def demo():
+    image = new_output("display_data", data={"image/png": PIXEL, "text/plain": "<Figure>"})
+    table = new_output("execute_result", data={"text/html": "<table border=\"1\" class=\"dataframe\"><tr>" + "<td>123456789</td>" * 40 + "</tr></table><script>bad()</script>"})
+    bar = new_output("stream", name="stderr", text="  1%|\r 50%|\r100%|##| \x1b[32mdone\x1b[0m\n")
+    return new_notebook(cells=[
+        new_markdown_cell("# Demo of `laws`\n> one module\n\nThe word quokka stands here only."), new_code_cell("#| default_exp laws.demo"),
+        new_code_cell("#| hide\nsecret_cell = 1"), new_code_cell("#| export\nimport numpy as np"), new_code_cell(EXPORT),
+        new_code_cell("assert margin(-1) == 1"), new_code_cell("#| echo: false\nunseen_code()", outputs=[table]),
+        new_markdown_cell("## Pictures\n\nAs in @fig-plot."),
+        new_code_cell("#| label: fig-plot\n#| fig-cap: A plot of $x$\nplot()", outputs=[image, bar]),
+        new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="no", traceback=["\x1b[31mZeroDivisionError\x1b[0m: no"])])])
+
+
+def write_site(folder, index=INDEX, config=CONFIG):
+    nbs = folder / "nbs"
+    (nbs / "laws").mkdir(parents=True)
+    (nbs / "_quarto.yml").write_text(config)
+    (nbs / "references.bib").write_text(BIB)
+    import base64
+    (nbs / "dot.png").write_bytes(base64.b64decode(PIXEL))
+    nbformat.write(new_notebook(cells=[new_markdown_cell(index)]), nbs / "index.ipynb")
+    nbformat.write(demo(), nbs / "laws" / "demo.ipynb")
+    return nbs
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    nbs = write_site(folder)
+    problems = build_docs.build_site(nbs, folder / "_docs", engine="pandoc")
+    assert problems == []
+    return folder / "_docs"
+
+
+def read(path): return path.read_text(encoding="utf-8")
+
+
+# ---- the pages -----------------------------------------------------------------------------------------------------------------------------------------
+
+def test_text_page(site):
+    page = read(site / "index.html")
+    assert "<title>A small site</title>" in page and "with everything in it" in page
+    assert page.count("<math") == 1 and '<span class="eqno">(1)</span>' in page
+    assert 'href="#eq-law">Equation 1</a>' in page and 'href="#fig-dot">Figure 1</a>' in page and "<strong>Figure 1.</strong> A dot" in page
+    assert "Darwin" in page and 'id="ref-darwin1859"' in page
+    assert 'class="callout callout-warning"><p class="callout-title">Take care' in page
+    assert '<div class="scroll"><table' in page and 'class="sourceCode python"' in page
+    assert 'href="laws/demo.html#api-margin"><code>margin(z)</code></a>' in page and "<code>x @ y</code>" in page
+    assert '<a href="#words">Words</a>' in page and (site / "dot.png").is_file()
+
+
+def test_module_page(site):
+    page = read(site / "laws" / "demo.html")
+    assert "secret_cell" not in page and "unseen_code" not in page and "default_exp" not in page
+    assert "import</span> numpy" not in page  # imports alone are no reading
+    assert re.search(r'<h3[^>]*id="api-margin"', page) and "<code>scale</code> : float" in page and "units of a_b" in page
+    assert "<summary>Source</summary>" in page and "<summary>Checks</summary>" in page
+    assert '<div class="scroll"><table class="dataframe">' in page and "bad()" not in page
+    assert "100%|##| done" in page and "50%" not in page
+    assert '<figure id="fig-plot">' in page and "data:image/png;base64" in page and "<strong>Figure 1.</strong> A plot of" in page
+    assert '<pre class="error">ZeroDivisionError: no</pre>' in page
+    assert "<p>Laws</p>" in page and 'href="../laws/demo.html" aria-current=page>Demo of <code>laws</code>' in page
+
+
+def test_search_index(site):
+    entries = json.loads(read(site / "site" / "index.js").removeprefix("window.SEARCH="))
+    assert {"laws/demo.html", "laws/demo.html#api-margin", "index.html#words"} <= {entry["u"] for entry in entries}
+    assert [entry["u"] for entry in entries if "quokka" in entry["x"]] == ["laws/demo.html"]
+
+
+def test_nothing_from_another_host(site):
+    assert check_site(site) == []
+    for path in site.rglob("*.html"):
+        page = read(path)
+        assert not re.search(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//', page) and "url(http" not in page
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("[gone](laws/gone.ipynb)", "laws/gone.html does not exist"),
+    ("[gone](laws/demo.ipynb#gone)", "#gone has no such anchor"),
+    ("See @fig-gone.", "#fig-gone has no such anchor"),
+    ("![gone](gone.png)", "gone.png does not exist"),
+    ("As in [@gone2020].", "citation gone2020 not found"),
+    (r"$\notacommand{$", "Could not convert TeX math"),
+    ("![far](https://example.org/a.png)", "loads https://example.org/a.png from another host"),
+    ("```{=html}\n<script src=\"//example.org/a.js\"></script>\n```", "from another host"),
+    ("```{=html}\n<p style=\"background:url(https://example.org/a.png)\">\n```", "https://example.org/a.png"),
+])
+def test_fault_fails_the_build(tmp_path, text, complaint):
+    nbs = write_site(tmp_path, index=f"# Title\n\n{text}")
+    problems = build_docs.build_site(nbs, tmp_path / "_docs", engine="pandoc")
+    assert any(complaint in problem and "index" in problem for problem in problems), problems
+
+
+def test_listed_page_must_exist_and_unlisted_is_named(tmp_path, capsys):
+    nbs = write_site(tmp_path, config=CONFIG.replace("[laws/demo.ipynb]", "[laws/gone.ipynb]"), index="# Title")
+    problems = build_docs.build_site(nbs, tmp_path / "_docs", engine="pandoc")
+    assert problems == ["_quarto.yml lists laws/gone.ipynb, which does not exist"]
+    assert "laws/demo.ipynb is not listed" in capsys.readouterr().err
+    assert build_docs.build_site(nbs, tmp_path / "_docs", engine="pandoc", draft=True) == []
+    assert "Laws" not in read(tmp_path / "_docs" / "index.html")  # a section without pages is not shown
+
+
+def test_second_build_renders_nothing_and_clears_old_files(tmp_path, monkeypatch):
+    nbs = write_site(tmp_path)
+    build_docs.build_site(nbs, tmp_path / "_docs", engine="pandoc")
+    first = read(tmp_path / "_docs" / "index.html")
+    (tmp_path / "_docs" / "old.html").write_text("<a href='gone.html'>")
+    monkeypatch.setattr(build_docs, "markdown_to_html", lambda *a: pytest.fail("rendered again"))
+    assert build_docs.build_site(nbs, tmp_path / "_docs", engine="pandoc") == []
+    assert not (tmp_path / "_docs" / "old.html").exists() and read(tmp_path / "_docs" / "index.html") == first
+
+
+def test_quarto_gets_the_same_notebooks(tmp_path, monkeypatch):
+    nbs = write_site(tmp_path)
+    (tmp_path / "bin").mkdir()
+    quarto = tmp_path / "bin" / "quarto"
+    quarto.write_text('#!/bin/sh\n[ "$1 $3" = "render --no-execute" ] || exit 3\nmkdir "$2/_site" && echo "<p>by quarto</p>" > "$2/_site/index.html"\n')
+    quarto.chmod(quarto.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert build_docs.build_site(nbs, tmp_path / "_docs", work=tmp_path / "_proc") == []
+    assert "by quarto" in read(tmp_path / "_docs" / "index.html")
+    cells = nbformat.read(tmp_path / "_proc" / "quarto" / "laws" / "demo.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells)
+    assert cells[0].source.startswith("---\ntitle: Demo of `laws`") and "secret_cell" not in text
+    assert "### `margin` {#api-margin .api}" in text and '#| code-fold: true\n#| code-summary: "Source"' in text
+
+
+# ---- docstrings and text -------------------------------------------------------------------------------------------------------------------------------
+
+def test_docstring_characters_stand_for_themselves():
+    lines = ["f = z29*(z17**2 + z21**2) - exp(exp(z3))", "|KL - C| < 2 and a_b_c > _d_", "x^2^ ~y~ C:\\beta", "# not a heading", "an e-mail @ a sign"]
+    html, warnings = report.markdown_to_html("\n\n".join(build_docs.prose(line) for line in lines))
+    assert warnings == [] and [report.plain(p) for p in re.findall("<p>(.*?)</p>", html)] == lines
+    assert build_docs.prose("the `a_b*c` of $x_1^2$ [@darwin1859]") == "the `a_b*c` of $x_1^2$ [@darwin1859]"
+
+
+def test_signatures():
+    code = ("class Law(Base):\n    'A law.'\n    def __init__(self, first=1, *, second='two', third=None, fourth=(1, 2, 3), fifth=0.5, sixth=1e-3): pass\n"
+            "    def fit(self, X, y=None, *, groups=None) -> 'Law':\n        'Learn it.'\n    def _hidden(self):\n        'No.'\n"
+            "def _private(): pass\ndef scale(\n    x,  # what is scaled\n    by: float = 2,  # how much\n): 'Scaled.'")
+    text = build_docs.api_markdown(code)
+    assert "Law(\n    first=1,\n    *,\n    second='two'," in text and "Law.fit(X, y=None, *, groups=None) -> 'Law'" in text
+    assert "_hidden" not in text and "_private" not in text
+    assert "`x`\n:   what is scaled" in text and "`by` : float\n:   how much" in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from(list("ab \n\r\b\x1b[31m%"))))
+def test_clean_text_has_no_control_characters(text):
+    clean = report.clean_text(text)
+    assert not set(clean) & set("\r\b") and report.clean_text(clean) == clean
+
+
+@pytest.mark.parametrize("text", ["<script>x</script>", "<SCRIPT src=a></SCRIPT >", "<style>@import 'x'</style>", "<iframe src='x'></iframe>", "<a onclick='x'>t</a>",
+                                  "<img src='//h/x.png'>", "<link href='x'>", "<a href=\"javascript:x\">t</a>"])
+def test_outputs_lose_what_could_run_or_load(text):
+    assert not re.search(r"(?i)script|style|iframe|onclick|//h|link", report.safe_html(f"<b>kept</b>{text}")) and "kept" in report.safe_html(f"<b>kept</b>{text}")
+
+
+def test_no_pandoc_is_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pypandoc", None)
+    with pytest.raises(RuntimeError, match="pip install pypandoc_binary"): report.find_pandoc()
+
+
+# ---- the README ----------------------------------------------------------------------------------------------------------------------------------------
+
+def test_readme(tmp_path):
+    nbs = write_site(tmp_path)
+    text = write_readme.readme(nbs / "index.ipynb")
+    assert "![A dot](nbs/dot.png)\n" in text and "[the demo](nbs/laws/demo.ipynb#api-margin)" in text
+    assert "{#" not in text and ":::" not in text and "> **Warning**" in text and "Figure 1, Equation 1" in text.replace("see ", "").replace(" and", ",")
+    assert "([Darwin 1859]())" in text and "`x @ y`" in text
+
+
+def test_readme_is_up_to_date():
+    assert read(ROOT / "README.md") == write_readme.readme(ROOT / "nbs" / "index.ipynb"), "run python tools/write_readme.py"
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def a_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    nb = demo()
+    nb.cells[1:1] = [new_code_cell("n = 10\nname = 'a'", metadata={"tags": ["parameters"]}), new_code_cell("n = 99", metadata={"tags": ["injected-parameters"]}),
+                     new_markdown_cell("$$x^2$$\n\n[elsewhere](../index.ipynb) ![far](https://example.org/a.png) ![near](dot.png) [@darwin1859]")]
+    nb.metadata["papermill"] = {"start_time": "2026-01-02T03:04:05.6", "duration": 61.7}
+    write_site(folder)
+    nbformat.write(nb, folder / "nbs" / "run.ipynb")
+    return report.notebook_to_html(folder / "nbs" / "run.ipynb", tmp_path_factory.mktemp("alone") / "sub" / "report.html")
+
+
+def test_report_is_one_file(a_report):
+    page = read(a_report)
+    assert [path.name for path in a_report.parent.iterdir()] == ["report.html"]
+    assert not re.search(r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="(?!data:)', page) and not re.search(r"url\((?!data:)|@import", page)
+    assert "default-src 'none'" in page and page.count("data:image/png;base64") == 2
+    assert "example.org/a.png is not in this file" in page and "../index" not in page and "elsewhere" in page and "Darwin" in page
+    assert "<strong><code>99</code></strong>" in page and "2026-01-02 03:04 UTC · 62 s" in page and "<math" in page
+    assert "<details class=\"code\"><summary>" in page and "<details class=\"code\" open>" not in page
+
+
+# ---- in the browser ------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = (next((found for name in names if (found := shutil.which(name))), None)
+                        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)))
+    if not (chromium and driver): pytest.skip("headless Chromium and chromedriver are not installed")
+    profile = tempfile.mkdtemp()
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 "--disable-dev-shm-usage", f"--user-data-dir={profile}"): options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+def open_page(browser, path, width=1280, theme="light"):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)]))
+    browser.get_log("performance"), browser.get_log("browser")
+    browser.get(path.resolve().as_uri())
+
+
+def wait(condition, seconds=10):
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition(): return True
+        time.sleep(0.05)
+    return False
+
+
+def requests(browser):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def background(browser): return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["index.html", "laws/demo.html"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_phone_does_not_scroll_sideways(browser, site, page, theme):
+    open_page(browser, site / page, width=390, theme=theme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert browser.execute_script("return [...document.querySelectorAll('main *')].every(e => e.closest('pre,.scroll,.formula') || e.getBoundingClientRect().right <= 391)")
+    assert background(browser) == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 25, 28)")
+    side = "return getComputedStyle(document.querySelector('.side')).display"
+    assert browser.execute_script(side) == "none"
+    browser.execute_script("document.querySelector('.menu').click()")
+    assert browser.execute_script(side) == "block"
+
+
+@pytest.mark.browser
+def test_search_finds_and_leads(browser, site):
+    from selenium.webdriver.common.keys import Keys
+    open_page(browser, site / "index.html")
+    field = browser.find_element("css selector", ".search input")
+    field.send_keys("quokka")
+    assert wait(lambda: browser.find_elements("css selector", ".results a"))
+    assert [a.get_attribute("textContent").split(" ›")[0] for a in browser.find_elements("css selector", ".results a")][0].startswith("Demo of laws")
+    assert browser.find_element("css selector", ".results mark").text == "quokka"
+    field.send_keys(Keys.ENTER)
+    assert wait(lambda: browser.current_url.endswith("laws/demo.html"))
+    field = browser.find_element("css selector", ".search input")
+    field.send_keys("margin")
+    assert wait(lambda: any(a.get_attribute("href").endswith("laws/demo.html#api-margin") for a in browser.find_elements("css selector", ".results a")))
+    field.send_keys(Keys.ESCAPE)
+    field.send_keys("<b>xyzzy")
+    assert wait(lambda: "Nothing found" in browser.find_element("css selector", ".results").text)
+
+
+@pytest.mark.browser
+def test_theme_button_is_remembered(browser, site):
+    open_page(browser, site / "index.html")
+    assert background(browser) == "rgb(255, 255, 255)"
+    browser.execute_script("document.querySelector('.theme-toggle').click()")
+    assert background(browser) == "rgb(21, 25, 28)"
+    open_page(browser, site / "laws" / "demo.html")
+    assert background(browser) == "rgb(21, 25, 28)"
+    browser.execute_script("localStorage.clear()")
+
+
+@pytest.mark.browser
+def test_code_button_opens_every_fold(browser, site):
+    open_page(browser, site / "laws" / "demo.html")
+    opened = "return [...document.querySelectorAll('details.code')].map(d => d.open)"
+    assert browser.execute_script(opened) == [False, False]
+    browser.execute_script("document.querySelector('.code-toggle').click()")
+    assert browser.execute_script(opened) == [True, True]
+
+
+@pytest.mark.browser
+def test_pages_ask_no_other_host_and_draw_formulas(browser, site):
+    open_page(browser, site / "index.html")
+    browser.find_element("css selector", ".search input").send_keys("a")
+    assert wait(lambda: browser.execute_script("return !!window.SEARCH"))
+    asked = requests(browser)
+    assert asked and all(url.startswith(("file:", "data:")) for url in asked), asked
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    # A browser that knows MathML raises the exponent; one that doesn't sets it in line.
+    assert browser.execute_script("const [a, b] = document.querySelector('msup').children; return a.getBoundingClientRect().bottom - b.getBoundingClientRect().bottom") > 2
+
+
+@pytest.mark.browser
+def test_report_opens_by_double_click(browser, a_report):
+    open_page(browser, a_report, width=390)
+    asked = [url for url in requests(browser) if not url.startswith("data:")]
+    assert asked == [a_report.resolve().as_uri()]
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    browser.execute_script("document.querySelector('.code-toggle').click()")
+    assert browser.execute_script("return [...document.querySelectorAll('details.code')].every(d => d.open)")
