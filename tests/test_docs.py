@@ -250,9 +250,11 @@ def test_no_pandoc_is_one_clear_sentence(monkeypatch):
 def test_readme(tmp_path):
     nbs = write_site(tmp_path)
     text = write_readme.readme(nbs / "index.ipynb")
-    assert "![A dot](nbs/dot.png)\n" in text and "[the demo](nbs/laws/demo.ipynb#api-margin)" in text
-    assert "{#" not in text and ":::" not in text and "> **Warning**" in text and "Figure 1, Equation 1" in text.replace("see ", "").replace(" and", ",")
-    assert "([Darwin 1859]())" in text and "`x @ y`" in text
+    assert "![A dot](nbs/dot.png)\n\n*Figure 1. A dot*" in text and "[the demo](nbs/laws/demo.ipynb#api-margin)" in text
+    assert "{#" not in text and ":::" not in text and "> **Warning**\n>\n> Cells are alive." in text
+    assert "(Darwin 1859); see Figure 1, Equation 1 and" in text and "`x @ y`" in text and "z_{29}" in text
+    (nbs / "references.bib").write_text(BIB.replace("1859}", "1859},\n  doi = {10.1/x}"))
+    assert "([Darwin 1859](https://doi.org/10.1/x))" in write_readme.readme(nbs / "index.ipynb")
 
 
 def test_readme_is_up_to_date():

@@ -33,19 +33,27 @@ def cite(text: str, references: dict) -> str:
     def one(key, in_text):
         if key not in references: raise ValueError(f"references.bib has no {key}; it has {', '.join(references)}")
         names, year, address = references[key]
-        return f"[{names} ({year})]({address})" if in_text else f"[{names} {year}]({address})"
+        words = f"{names} ({year})" if in_text else f"{names} {year}"
+        return f"[{words}]({address})" if address else words
     text = re.sub(r"\[((?:@[\w-]+(?:;\s*)?)+)\]", lambda m: "(" + "; ".join(one(key, False) for key in re.findall(r"@([\w-]+)", m[1])) + ")", text)
     return re.sub(r"(?<![\w`/@])@([a-z][\w-]*)", lambda m: one(m[1], True) if m[1] in references else m[0], text)
 
 
-def plain_markdown(text: str, folder: str, references: dict) -> str:
+def number_names(text: str) -> dict:
+    "Figures, tables and equations in the order of the page: {'fig-law': 'Figure 1'}."
+    numbers = {}
+    for name, kind in re.findall(r"\{#((fig|tbl|eq)-[\w-]+)", text):
+        numbers[name] = f"{dict(fig='Figure', tbl='Table', eq='Equation')[kind]} {1 + sum(other.startswith(kind) for other in numbers)}"
+    return numbers
+
+
+def plain_markdown(text: str, folder: str, references: dict, numbers: dict) -> str:
     "Markdown without what only pandoc reads; addresses relative to the repository's top."
     parts = re.split(r"(?ms)(^(?:```|~~~).*?^(?:```|~~~)[ \t]*$|`[^`\n]+`)", text)
     for i in range(0, len(parts), 2):
         part = re.sub(r"(?s)<!--.*?-->", "", parts[i])
-        numbers = {}
-        for name in re.findall(r"\{#((?:fig|tbl|eq)-[\w-]+)", part): numbers[name] = sum(other.split("-")[0] == name.split("-")[0] for other in numbers) + 1
-        part = re.sub(r"@((fig|tbl|eq)-[\w-]+)", lambda m: f"{dict(fig='Figure', tbl='Table', eq='Equation')[m[2]]} {numbers.get(m[1], '')}".strip(), part)
+        part = re.sub(r"@((?:fig|tbl|eq)-[\w-]+)", lambda m: numbers.get(m[1], m[0]), part)
+        part = re.sub(r"(?m)^(!\[([^\n]*)\]\([^)\n]*\))\{#(fig-[\w-]+)[^}\n]*\}[ \t]*$", lambda m: f"{m[1]}\n\n*{numbers[m[3]]}. {m[2]}*", part)
         part = re.sub(r"(?m)(?:(?<=[)\]$])\s*|^(#+ [^\n{]*?)\s*)\{[#.][^}\n]*\}", r"\1", part)
         part = re.sub(r"(?ms)^::: *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::[ \t]*$",
                       lambda m: f"> **{m[1].capitalize()}**\n>\n" + "\n".join(f"> {line}".rstrip() for line in m[2].splitlines()), part)
@@ -68,9 +76,10 @@ def readme(notebook: Path) -> str:
     """
     bibliography = notebook.parent / "references.bib"
     references = read_references(bibliography) if bibliography.is_file() else {}
-    parts = []
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if cell.cell_type == "markdown": parts.append(plain_markdown(cell.source, notebook.parent.name, references).strip())
+    parts, cells = [], nbformat.read(notebook, as_version=4).cells
+    numbers = number_names("\n".join(cell.source for cell in cells))
+    for cell in cells:
+        if cell.cell_type == "markdown": parts.append(plain_markdown(cell.source, notebook.parent.name, references, numbers).strip())
         if cell.cell_type == "code":
             options, code = directives(cell.source)
             if code and not options.get("hide") and options.get("echo") is not False: parts.append(f"```python\n{code}\n```")
