@@ -296,10 +296,10 @@ def test_images_that_do_not_fit_write_nothing(plate, tmp_path):
 def test_the_real_pipeline_from_images_to_table(tmp_path):
     vae, sparse, symbolic = (pytest.importorskip(f"cellinterp.{m}") for m in ("factors.vae", "laws.sparse", "laws.symbolic"))
     from cellinterp.data.simulate import simulate_nuclei
-    cells = simulate_nuclei(120, size=32, random_state=0)
+    cells = simulate_nuclei(60, size=32, random_state=0)
     two = cells.select(["interphase", "metaphase"])
-    model = make_pipeline(vae.VAE(n_factors=4, max_steps=20, batch_size=16, random_state=0), sparse.SparseClassifier(random_state=0),
-                          symbolic.SymbolicClassifier(engine="operon", random_state=0)).fit(two.images, two.labels)
+    model = make_pipeline(vae.VAE(n_factors=4, max_steps=5, batch_size=16, random_state=0), sparse.SparseClassifier(max_steps=50, random_state=0),
+                          symbolic.SymbolicClassifier(engine="operon", max_evaluations=2000, n_restarts=1, n_edits=20, random_state=0)).fit(two.images, two.labels)
     save(model, tmp_path / "model")
     np.savez(tmp_path / "plate.npz", images=cells.images[:10])
     done = cli("predict", tmp_path / "model", tmp_path / "plate.npz", "--out", tmp_path / "t.parquet")
@@ -307,5 +307,11 @@ def test_the_real_pipeline_from_images_to_table(tmp_path):
     table = pd.read_parquet(tmp_path / "t.parquet")
     assert np.array_equal(table[["p_interphase", "p_metaphase"]], model.predict_proba(cells.images[:10]))
     assert np.array_equal(table[[f"z{j}" for j in range(4)]], model[0].transform(cells.images[:10])) and table.reconstruction_percentile.between(0, 100).all()
-    wrong = cli("predict", tmp_path / "model", tmp_path / "plate.npz", "--axes", "NHWC", "--out", tmp_path / "u.csv")
-    assert wrong.returncode == 2 and not (tmp_path / "u.csv").exists()
+    with pytest.raises(ValueError): predict(tmp_path, tmp_path / "plate.npz", tmp_path / "u.csv", axes="NYXC")
+    config, mark = (tmp_path / "model/config.json").read_text(), tmp_path / "executed"
+    laws = set(model[-1].laws_["equation"])
+    assert all(json.dumps(law, ensure_ascii=False) in config for law in laws)
+    for law in laws: config = config.replace(json.dumps(law, ensure_ascii=False), json.dumps(f"__import__('os').system('touch {mark}')"))
+    (tmp_path / "model/config.json").write_text(config)
+    with pytest.raises(ValueError): predict(tmp_path, tmp_path / "plate.npz", tmp_path / "u.csv")
+    assert not mark.exists() and not (tmp_path / "u.csv").exists()
