@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STATES', 'FACTORS', 'PIXEL_SIZE', 'CHUNK', 'MARGIN', 'DRAW', 'LENGTHS', 'spots', 'turn', 'simulate_nuclei']
 
-# %% ../../nbs/data/simulate.ipynb #67b65f64
+# %% ../../nbs/data/simulate.ipynb #b3f76ba3
 import numpy as np
 import pandas as pd
 from scipy import fft
 
 from .images import ImageSet
 
-# %% ../../nbs/data/simulate.ipynb #482805be
+# %% ../../nbs/data/simulate.ipynb #f397c555
 STATES = ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
 FACTORS = ["size", "eccentricity", "orientation", "texture", "condensation", "plate_width", "separation",
            "n_fragments", "spread", "brightness", "focus", "background", "offset_y", "offset_x", "n_neighbours"]
@@ -20,7 +20,7 @@ PIXEL_SIZE = 0.65  # µm a pixel of a 64 x 64 crop, so that an interphase nucleu
 CHUNK = 256  # images rendered together
 MARGIN = 7  # drawn around the crop, in pixels of a 64 x 64 crop: what lies just outside is blurred into it
 
-# %% ../../nbs/data/simulate.ipynb #e1e247ed
+# %% ../../nbs/data/simulate.ipynb #d62caee5
 def spots(y, x, sigma, weight, size):
     """Sum of Gaussian spots of height `weight`; y, x, sigma, weight: (B, K) in pixels from the centre. Returns (B, size, size) float32."""
     grid = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -34,7 +34,7 @@ def turn(u, v, angle):
     """(y, x) of points `u` along and `v` across an axis at `angle` (B, 1), counter-clockwise on the screen."""
     return -u * np.sin(angle) - v * np.cos(angle), u * np.cos(angle) - v * np.sin(angle)
 
-# %% ../../nbs/data/simulate.ipynb #27fd66c3
+# %% ../../nbs/data/simulate.ipynb #f3029525
 def _noise(rng, n, size, grain):
     """Gaussian random fields (n, size, size) of unit variance and correlation length `grain` (n,) pixels: white noise filtered by FFT."""
     white = rng.standard_normal((n, size, size), dtype=np.float32)
@@ -74,7 +74,7 @@ def _interphase(rng, n, size):
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, texture=texture, condensation=condensation,
                        radius=a)
 
-# %% ../../nbs/data/simulate.ipynb #929801d6
+# %% ../../nbs/data/simulate.ipynb #b8ef810b
 def _rods(rng, y, x, angle, length, sigma, weight, size, px):
     """Chromosomes: short rods of three spots each, centred on (y, x)."""
     dy, dx = -np.sin(angle) * length / 2, np.cos(angle) * length / 2
@@ -85,22 +85,22 @@ def _rods(rng, y, x, angle, length, sigma, weight, size, px):
 
 def _prometaphase(rng, n, size, k=46):
     px = size / 64
-    radius = np.clip(10.3 * np.exp(rng.normal(0, 0.2, n)), 7.2, 17)
+    radius = np.clip(10.3 * np.exp(rng.normal(0, 0.22, n)), 7.6, 17.5)
     ratio = 1 + rng.gamma(1.5, 0.1, n)
     angle = rng.uniform(0, np.pi, n)
-    condensation = 1.15 * np.exp(rng.normal(0, 0.28, n))
-    hole = rng.uniform(0, 0.6, n) * (rng.uniform(size=n) < 0.45)
+    condensation = 1.1 * np.exp(rng.normal(0, 0.28, n))
+    hole = rng.uniform(0, 0.5, n) * (rng.uniform(size=n) < 0.45)
     r = np.sqrt(hole[:, None] ** 2 + (1 - hole[:, None] ** 2) * rng.uniform(0, 1, (n, k)))
     p = rng.uniform(0, 2 * np.pi, (n, k))
     a, b = radius * np.sqrt(ratio), radius / np.sqrt(ratio)
     y, x = turn(r * np.cos(p) * a[:, None], r * np.sin(p) * b[:, None], angle[:, None])
-    sigma = 0.75 * np.exp(np.abs(rng.normal(0, 0.55, (n, k))))  # some lie above or below the focal plane
+    sigma = 0.75 * np.exp(np.abs(rng.normal(0, 0.7, (n, k))))  # some lie above or below the focal plane
     length = rng.uniform(1.0, 4.0, (n, k))
-    height = condensation[:, None] * np.exp(rng.normal(0, 0.35, (n, k))) * 0.36 / sigma * (radius[:, None] / 10) ** -0.8
+    height = condensation[:, None] * np.exp(rng.normal(0, 0.35, (n, k))) * 0.36 / sigma * (radius[:, None] / 10) ** -0.5
     image = _rods(rng, y, x, rng.uniform(0, np.pi, (n, k)), length, sigma, height, size, px)
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, condensation=condensation, radius=a + 2)
 
-# %% ../../nbs/data/simulate.ipynb #ab745eaa
+# %% ../../nbs/data/simulate.ipynb #028bcfc0
 def _plate(rng, length, width, bend, height, angle, y0, x0, size, k=36):
     """A plate of chromosomes; length, width in units, bend = sagitta (units) towards +v; all (B,)."""
     px, n = size / 64, len(length)
@@ -135,9 +135,9 @@ def _metaphase(rng, n, size):
 def _anaphase(rng, n, size, lone_share=0.7):
     length = np.clip(16.5 * np.exp(rng.normal(0, 0.14, n)), 10, 23)
     width = np.minimum(np.clip(5.8 * np.exp(rng.normal(0, 0.17, n)), 3.5, 9), 0.5 * length)
-    separation = np.clip(width + 3.2 + rng.gamma(2.5, 3.2, n), 0, 28)
+    separation = np.clip(width + 4 + rng.gamma(2.3, 3.2, n), 0, 27)
     angle, condensation = rng.uniform(0, np.pi, n), 2.8 * np.exp(rng.normal(0, 0.3, n))
-    bend = rng.gamma(2, 0.7, n)
+    bend = rng.gamma(2, 0.5, n)
     lone = (rng.uniform(size=n) < lone_share) & (separation > 13)  # late: the sisters are segmented apart, the crop is centred on one
     image = np.zeros((n, size, size), np.float32)
     for side in (-1, 1):
@@ -149,12 +149,12 @@ def _anaphase(rng, n, size, lone_share=0.7):
     return image, dict(size=length, eccentricity=np.sqrt(1 - (width / length) ** 2), orientation=angle, condensation=condensation,
                        plate_width=width, separation=separation, radius=np.hypot(length, separation * np.where(lone, 2, 1)) / 2 + 1)
 
-# %% ../../nbs/data/simulate.ipynb #d22250a2
-def _apoptosis(rng, n, size, k=20):
+# %% ../../nbs/data/simulate.ipynb #6dba5db8
+def _apoptosis(rng, n, size, k=16):
     px = size / 64
-    count = np.clip(3 + rng.poisson(rng.gamma(1.6, 2.8, n)), 3, k)
+    count = np.clip(3 + rng.poisson(rng.gamma(1.6, 2.0, n)), 3, k)
     spread = np.clip(6.6 * np.exp(rng.normal(0, 0.34, n)), 3.8, 15)
-    angle, condensation = rng.uniform(0, np.pi, n), 3.2 * np.exp(rng.normal(0, 0.3, n))
+    angle, condensation = rng.uniform(0, np.pi, n), 3.3 * np.exp(rng.normal(0, 0.3, n))
     ratio = 1 + rng.gamma(1.5, 0.3, n)
     there = np.arange(k) < count[:, None]
     u, v = rng.normal(0, 1, (2, n, k))
@@ -163,15 +163,21 @@ def _apoptosis(rng, n, size, k=20):
         w -= (w * there).sum(1, keepdims=True) / count[:, None]
     rms = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
     u, v = (w * (spread / np.maximum(rms, 0.3))[:, None] for w in (u, v))
-    y, x = turn(u, v, angle[:, None])
     sigma = np.clip(1.8 * np.exp(rng.normal(0, 0.45, (n, k))) * (4 / (count + 2))[:, None] ** 0.3, 0.7, 4)
+    for _ in range(5):  # the bodies may touch, not merge: those that overlap push each other away
+        du, dv = u[:, :, None] - u[:, None], v[:, :, None] - v[:, None]
+        gap = np.hypot(du, dv) + 1e-6
+        push = np.clip(1.7 * (sigma[:, :, None] + sigma[:, None]) - gap, 0, None) * there[:, None] / gap * 0.5
+        u, v = u + (push * du).sum(2), v + (push * dv).sum(2)
+    spread = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
+    y, x = turn(u, v, angle[:, None])
     bodies = spots(y * px, x * px, sigma * px, there * np.exp(rng.normal(-0.3, 0.8, (n, k))), size)
     image = condensation[:, None, None].astype(np.float32) * np.tanh(bodies)  # round, dense, smooth: the density has a ceiling
     haze = spots(np.zeros((n, 1)), np.zeros((n, 1)), 1.1 * spread[:, None] * px, rng.uniform(0, 0.22, (n, 1)), size)
     return image + haze, dict(size=2 * spread, eccentricity=np.sqrt(1 - 1 / ratio ** 2), orientation=angle, condensation=condensation,
-                              n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 2)
+                              n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 3)
 
-# %% ../../nbs/data/simulate.ipynb #cbb6c710
+# %% ../../nbs/data/simulate.ipynb #7b8e595f
 def _shift(images, dy, dx, canvas):
     """Each image moved by whole pixels (dy, dx) on a canvas of `canvas` pixels with the same centre, zeros from outside."""
     n, size, _ = images.shape
@@ -205,7 +211,7 @@ def _add_neighbours(rng, objects, radius, is_interphase, slots=4):
             count[here] += 1
     return out, count
 
-# %% ../../nbs/data/simulate.ipynb #4a886de9
+# %% ../../nbs/data/simulate.ipynb #8dea8924
 def _blur(images, sigma, dy, dx):
     """Gaussian blur of width sigma and shift (dy, dx), all (B,) in pixels, by FFT."""
     n, size, _ = images.shape
@@ -225,7 +231,7 @@ def _camera(rng, light, background, photons=5.0, read=1.0):
     noisy = light + np.sqrt(light / photons + read ** 2).astype(np.float32) * rng.standard_normal(light.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/simulate.ipynb #56a147b7
+# %% ../../nbs/data/simulate.ipynb #c8992acd
 def simulate_nuclei(
     n: int,  # number of images
     size: int = 64,  # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
@@ -270,7 +276,7 @@ def _render(rng, labels, size):
             factors.loc[at, list(drawn)] = np.stack(list(drawn.values()), 1)
     scene, factors["n_neighbours"] = _add_neighbours(rng, objects, radius, labels == "interphase")
     brightness = np.exp(rng.normal(0, 0.25, n))
-    focus = np.minimum(rng.gamma(1.2, 0.4, n), 1.6)
+    focus = np.minimum(rng.gamma(1.2, 0.4, n), 1.3)
     dy, dx = np.clip(rng.normal(0, 1.2, (2, n)), -3, 3)
     background = 1 + rng.gamma(1.3, 2.0, n)
     light = _blur(scene, np.hypot(0.85, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
