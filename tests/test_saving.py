@@ -147,6 +147,19 @@ def test_every_whitelisted_class_exists():
     for name in SKLEARN: assert find_class(name)
 
 
+def test_only_estimators_defined_there_count():
+    for name in "cellinterp.laws.symbolic.BaseEstimator", "cellinterp.laws.symbolic.Lambda":          # imported there; not an estimator
+        with pytest.raises(SaveError, match="not an estimator defined there"): find_class(name)
+
+
+def test_a_learnt_attribute_cannot_hide_a_method(tmp_path):
+    class Own(Holder):
+        def reset_(self): pass
+    folder = save(Own(), tmp_path / "m", classes=[Own])
+    tamper(folder, lambda c: c["model"]["state"].update(reset_="x"))
+    with pytest.raises(SaveError, match="not a learnt attribute"): load(folder, classes=[Own])
+
+
 # ---- whole or not there
 
 def test_what_cannot_be_saved_leaves_the_old_model(model):
