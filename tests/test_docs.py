@@ -223,6 +223,8 @@ def test_signatures():
     text = build_docs.api_markdown(code)
     assert "Law(\n    first=1,\n    *,\n    second='two'," in text and "Law.fit(X, y=None, *, groups=None) -> 'Law'" in text
     assert "_hidden" not in text and "_private" not in text
+    command = build_docs.api_markdown("def run(n: Annotated[int, typer.Option(help='How many.')] = 3): 'Run.'")
+    assert "run(n: int=3)" in command and "`n`\n:   How many." in command
     assert "`x`\n:   what is scaled" in text and "`by` : float\n:   how much" in text
 
 

@@ -57,7 +57,8 @@ def definitions(items: list) -> str:
     "(name, type, description) as a Markdown definition list."
     parts = []
     for name, kind, text in items:
-        head = f"`{name}`" + (f" : {prose(kind)}" if kind else "") if name else prose(kind)
+        term = f"`{name}`" if re.fullmatch(r"[\w*., ]+", name) else prose(name)
+        head = term + (f" : {prose(kind)}" if kind else "") if name else prose(kind)
         body = prose(text).replace("\n", "\n    ") if text else "[]{}"
         parts.append(f"{head}\n:   {body}\n")
     return "\n".join(parts)
@@ -114,6 +115,8 @@ def signature(name: str, args: ast.arguments, returns=None, drop_first=False) ->
     "A call signature, one parameter a line where it is long."
     args = copy.deepcopy(args)
     if drop_first: (args.posonlyargs or args.args).pop(0)
+    for arg in args.posonlyargs + args.args + args.kwonlyargs:  # Annotated[int, ...] reads as int
+        if isinstance(arg.annotation, ast.Subscript) and ast.unparse(arg.annotation.value).endswith("Annotated"): arg.annotation = arg.annotation.slice.elts[0]
     result = f" -> {ast.unparse(returns)}" if returns else ""
     one_line = f"{name}({ast.unparse(args)}){result}"
     if len(one_line) <= 76: return one_line
@@ -127,11 +130,19 @@ def signature(name: str, args: ast.arguments, returns=None, drop_first=False) ->
 
 
 def comments_of(node, source: str) -> list:
-    "Docments: the comments beside the parameters of a function."
+    "Parameters described where they stand: by a comment beside them (docments) or by the help text of a command-line option."
     args = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
-    if len({arg.lineno for arg in args}) < len(args) or not args: return []
-    notes = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
-    return [(arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", notes[arg.lineno]) for arg in args if arg.lineno in notes and arg.arg != "self"]
+    notes = {}
+    if len({arg.lineno for arg in args}) == len(args):
+        notes = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+    found = []
+    for arg in args:
+        kind = arg.annotation
+        help_text = next((k.value.value for n in ast.walk(kind) if isinstance(n, ast.Call) for k in n.keywords
+                          if k.arg == "help" and isinstance(k.value, ast.Constant)), None) if kind else None
+        if help_text: found.append((arg.arg, "", help_text))
+        elif arg.lineno in notes and arg.arg != "self": found.append((arg.arg, ast.unparse(kind) if kind else "", notes[arg.lineno]))
+    return found
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

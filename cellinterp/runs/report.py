@@ -8,13 +8,13 @@ __all__ = ['CSS', 'THEME_JS', 'JS', 'directives', 'clean_text', 'safe_html', 'da
            'find_bibliography', 'markdown_to_html', 'put_outputs', 'plain', 'headings', 'inline', 'page_html',
            'run_parameters', 'parameters_html', 'embed', 'notebook_to_html']
 
-# %% ../../nbs/runs/report.ipynb #62d68e63
+# %% ../../nbs/runs/report.ipynb #5505377e
 import ast, base64, html, os, re, shutil, subprocess
 from pathlib import Path
 
 import nbformat
 
-# %% ../../nbs/runs/report.ipynb #3eb9b553
+# %% ../../nbs/runs/report.ipynb #a61d0b01
 def directives(source: str) -> tuple:
     """Split a code cell into its `#|` directives and the code below them.
 
@@ -39,7 +39,7 @@ def directives(source: str) -> tuple:
         options[name] = {"": True, "true": True, "false": False}.get(value, value)
     return options, "\n".join(lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #cede6786
+# %% ../../nbs/runs/report.ipynb #1180784c
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 
 
@@ -47,9 +47,9 @@ def clean_text(text: str) -> str:
     "Terminal text as it stood at the end: no colour codes, each line as its last redraw left it."
     lines = [line.rstrip("\r").split("\r")[-1] for line in _ANSI.sub("", text).replace("\r\n", "\n").split("\n")]
     while any("\b" in line for line in lines): lines = [re.sub("[^\b]\b|^\b+", "", line) for line in lines]
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    return "\n".join(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in lines).strip("\n")
 
-# %% ../../nbs/runs/report.ipynb #1137ba2b
+# %% ../../nbs/runs/report.ipynb #bc853163
 def safe_html(text: str) -> str:
     "HTML without scripts, styles, event handlers, frames or anything loaded from another host."
     text = re.sub(r"(?is)<(script|style|iframe|object)\b.*?</\1\s*>|<(?:link|meta|base|embed)\b[^>]*>|<!--.*?-->", "", text)
@@ -103,7 +103,7 @@ def merge_streams(outputs) -> list:
         else: merged.append(output)
     return merged
 
-# %% ../../nbs/runs/report.ipynb #b46b4cf8
+# %% ../../nbs/runs/report.ipynb #6c46268b
 _CODE = re.compile(r"(^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\2[ \t]*$|`[^`\n]+`)", re.M | re.S)
 _KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 
@@ -155,7 +155,7 @@ def cross_references(text: str) -> str:
 
     return _outside_code(_outside_code(text, targets), links)
 
-# %% ../../nbs/runs/report.ipynb #3298d4ee
+# %% ../../nbs/runs/report.ipynb #a65f518c
 def read_title(nb) -> tuple:
     """Title and subtitle of a notebook: its first `# heading` and the `> quotation` under it, which are taken out of the cell.
 
@@ -231,7 +231,7 @@ def cells_to_markdown(nb, fold: bool = False) -> tuple:
                 parts.append(_raw(f"<!--output {len(outputs) - 1}-->"))
     return cross_references("\n\n".join(parts)), outputs
 
-# %% ../../nbs/runs/report.ipynb #c9ef7ff4
+# %% ../../nbs/runs/report.ipynb #7d9c163a
 # Markdown as Jupyter reads it: a list or a heading needs no empty line before it.
 _MARKDOWN = "markdown-blank_before_header-blank_before_blockquote+lists_without_preceding_blankline"
 
@@ -304,7 +304,7 @@ def put_outputs(text: str, outputs: list) -> str:
     text = re.sub(r'src="output:(\d+)"', lambda m: f'src="{outputs[int(m[1])]}"', text)
     return re.sub(r"<!--output (\d+)-->", lambda m: f'<div class="output">{outputs[int(m[1])]}</div>', text)
 
-# %% ../../nbs/runs/report.ipynb #8580cd75
+# %% ../../nbs/runs/report.ipynb #170a520b
 _LIGHT = """--bg:#fff;--side:#f7f8f8;--text:#1f2529;--muted:#5b666e;--line:#e1e5e7;--accent:#0b6a70;--soft:#e9f3f3;--code:#f5f7f7;--mark:#fff0b3;
 --kw:#8a3b8f;--st:#2f6f3e;--co:#68757d;--nu:#9a4a00;--fu:#1d5fa8;--warn:#8a5a00;--bad:#a5222b;color-scheme:light"""
 _DARK = """--bg:#15191c;--side:#1a1f22;--text:#d8dee2;--muted:#98a4ab;--line:#2c3438;--accent:#6cc5c1;--soft:#1d2f31;--code:#1b2125;--mark:#5a4a10;
@@ -379,7 +379,7 @@ details.toc{position:sticky;top:5rem;align-self:start;max-height:calc(100vh - 6r
 @media print{.top,.side,details.toc,.turn,.anchor{display:none}.page,.with-side .frame{display:block}}
 """
 
-# %% ../../nbs/runs/report.ipynb #7114dfed
+# %% ../../nbs/runs/report.ipynb #4b1cd27a
 THEME_JS = """try{const t=localStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}catch(e){}"""
 
 JS = """(()=>{
@@ -456,7 +456,7 @@ def page_html(title: str, body: str, *, subtitle: str = "", head: str = "", scri
 {after}</main></div></div>{scripts}</body></html>
 """
 
-# %% ../../nbs/runs/report.ipynb #e6e70dcd
+# %% ../../nbs/runs/report.ipynb #59104b2a
 def run_parameters(nb) -> dict:
     """The parameters of an executed notebook.
 
@@ -489,7 +489,7 @@ def parameters_html(parameters: dict) -> str:
     return ('<section class="parameters"><h2 id="parameters">Parameters</h2><div class="scroll"><table><thead><tr><th>name</th><th>value</th>'
             f"<th>default</th></tr></thead><tbody>{rows}</tbody></table></div></section>")
 
-# %% ../../nbs/runs/report.ipynb #c615565f
+# %% ../../nbs/runs/report.ipynb #862b3185
 _NO_REQUESTS = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">"""
 
 
