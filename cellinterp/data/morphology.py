@@ -5,23 +5,22 @@
 # %% auto #0
 __all__ = ['MORPHOLOGY', 'IN_PLANE', 'otsu', 'measure']
 
-# %% ../../nbs/data/morphology.ipynb #0640b84a
+# %% ../../nbs/data/morphology.ipynb #2e8a8fe4
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-# %% ../../nbs/data/morphology.ipynb #2be5fab8
+# %% ../../nbs/data/morphology.ipynb #746a71ad
 MORPHOLOGY = ["area", "eccentricity", "ecc_cos2", "ecc_sin2", "solidity", "intensity", "texture",
               "perimeter", "compactness", "major_axis", "minor_axis", "integrated", "peak",
               "n_components", "second_area", "extent"]
 
-# %% ../../nbs/data/morphology.ipynb #b0182797
+# %% ../../nbs/data/morphology.ipynb #4b13557c
 def otsu(values: np.ndarray, n_bins: int = 128) -> np.ndarray:
-    """Otsu's threshold of each row.
+    """Otsu's threshold of each row: the upper edge of the last bin below the best cut.
 
-    values: (N, P), finite. Returns (N,), on the scale of the values; the midpoint of the two means around the best cut
-    is not used: it is the upper edge of the last bin of the lower class, as `skimage.filters.threshold_otsu` (bin centre) within a bin.
-    Otsu 1979, IEEE Trans. Syst. Man Cybern. 9:62, eq. 18.
+    values : (N, P), finite. Returns (N,), on the scale of the values. Within one bin of `skimage.filters.threshold_otsu`.
+    Otsu 1979, IEEE Trans. Syst. Man Cybern. 9:62.
     """
     n = len(values)
     low, high = values.min(1, keepdims=True), values.max(1, keepdims=True)
@@ -37,7 +36,7 @@ def otsu(values: np.ndarray, n_bins: int = 128) -> np.ndarray:
         between = np.nan_to_num(w0 * w1 * (s0 / w0 - s1 / w1) ** 2)
     return low[:, 0] + (between.argmax(1) + 1) * width[:, 0]
 
-# %% ../../nbs/data/morphology.ipynb #b01612c6
+# %% ../../nbs/data/morphology.ipynb #d9d6e8ce
 def measure(
     images,  # (N, H, W) or (N, C, H, W), any numeric dtype, or an ImageSet
     pixel_size: float = None,  # µm a pixel; None: of the ImageSet if one came, else lengths in pixels
@@ -45,6 +44,7 @@ def measure(
 ) -> pd.DataFrame:  # (N, len(MORPHOLOGY))
     """Shape and intensity of the object in the middle of each image, one row an image, columns `MORPHOLOGY`.
 
+    images : (N, H, W) or (N, C, H, W), any numeric dtype, or an ImageSet, whose `pixel_size` is taken.
     Lengths are in pixels, or in µm when `pixel_size` is known. θ in `ecc_cos2`, `ecc_sin2` runs from the horizontal
     axis, counter-clockwise on the screen: a horizontal cell has ecc_cos2 > 0, one along "/" has ecc_sin2 > 0.
     An image with nothing in it (constant, not finite, or no component above the noise) gives a row of NaN, never an error.
@@ -67,7 +67,7 @@ def measure(
         table[["perimeter", "major_axis", "minor_axis", "extent"]] *= pixel_size
     return table
 
-# %% ../../nbs/data/morphology.ipynb #235028b6
+# %% ../../nbs/data/morphology.ipynb #9b9d471a
 IN_PLANE = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))], bool)  # joins pixels within an image only
 
 
