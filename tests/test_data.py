@@ -1,5 +1,7 @@
 """Loading, checking and splitting images, on the installed package. Round trips compare with arrays made here; errors are compared with what they must name."""
+import json
 import os
+import pickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -249,6 +251,29 @@ def test_zarr_comes_back_as_saved(tmp_path, version):
     np.testing.assert_array_equal(load_images(tmp_path / "one.zarr", axes="NYX").images[:, 0], stack[..., 0])
 
 
+def test_labels_of_any_zarr_string_type(tmp_path):
+    import zarr
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("images", data=pixels(4, 40, 48))
+    group.create_array("labels", shape=(4,), dtype=str)[:] = np.array(list("abab"), dtype=object)
+    assert load_images(tmp_path / "a.zarr").labels.tolist() == list("abab")
+
+
+@pytest.mark.parametrize("codecs", [dict(filters=[dict(id="pickle", protocol=5)]), dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8"), dict(id="pickle", protocol=5)]),
+                                    dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8")], compressor=dict(id="pickle", protocol=5))])
+def test_a_hostile_zarr_store_executes_nothing(tmp_path, codecs, monkeypatch):
+    numcodecs_pickles = pytest.importorskip("numcodecs.pickles")
+    monkeypatch.setattr(numcodecs_pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)                           # as if the library let it pass
+    class Hostile:
+        def __reduce__(self): return (open, (str(tmp_path / "executed"), "w"))
+    array = tmp_path / "a.zarr" / "images"; array.mkdir(parents=True)
+    (tmp_path / "a.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
+    (array / ".zarray").write_text(json.dumps(dict(dict(zarr_format=2, shape=[4, 40, 40], chunks=[4, 40, 40], dtype="|u1", compressor=None, fill_value=0, order="C", filters=None), **codecs)))
+    (array / "0.0.0").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(ValueError, match="pickle"): load_images(tmp_path / "a.zarr", axes="NYX")
+    assert not (tmp_path / "executed").exists()
+
+
 def test_metadata_joins_by_file_and_by_row(tmp_path):
     folder = write_folder(tmp_path / "cells", pixels(4, 40, 48), "abab", tiff)
     table = pd.DataFrame({"file": ["b/03.tif", "a/00.tif", "b/01.tif", "a/02.tif"], "plate": ["p1", "p1", "p2", "p2"], "well": ["005", "006", "005", "006"], "state": list("wxyz")})
@@ -257,6 +282,8 @@ def test_metadata_joins_by_file_and_by_row(tmp_path):
     assert cells.groups.tolist() == ["p1_006", "p2_006", "p2_005", "p1_005"] and cells.labels.tolist() == list("xzyw")  # 005 keeps its zeros
     table.rename(columns=dict(plate="group")).to_csv(folder / "metadata.csv", index=False)                              # found by itself
     assert load_images(folder).groups.tolist() == ["p1", "p2", "p2", "p1"]
+    more = pd.concat([pd.DataFrame({"file": ["0/elsewhere.tif"], "group": ["p9"]}), pd.read_csv(folder / "metadata.csv")])
+    assert load_images(folder, metadata=more).groups.tolist() == ["p1", "p2", "p2", "p1"]                               # rows of other files are left out
     np.savez(tmp_path / "a.npz", images=pixels(4, 40, 48), labels=list("abab"))
     pd.DataFrame({"group": ["001", "002", "001", "002"]}).to_csv(tmp_path / "a.csv", index=False)
     assert load_images(tmp_path / "a.npz").groups.tolist() == ["001", "002", "001", "002"]
@@ -268,15 +295,19 @@ def test_metadata_joins_by_file_and_by_row(tmp_path):
 def broken(tmp_path, kind):
     "A source with one thing wrong, and the arguments to load it with."
     folder = tmp_path / "cells"
-    if kind in ("npz_objects", "npz_labels", "npz_text", "npz_garbage"):
+    if kind in ("npz_objects", "npz_labels", "npz_text", "npz_garbage", "npz_classes"):
         path = tmp_path / "a.npz"
-        if kind == "npz_garbage": path.write_bytes(b"PK\3\4 and no more")
+        if kind == "npz_classes": np.savez(path, images=pixels(4, 40, 48), labels=[0, 1, 2, 0], classes=["dead", "alive"])
+        elif kind == "npz_garbage": path.write_bytes(b"PK\3\4 and no more")
         else: np.savez(path, images=pixels(4, 40, 48).astype(str) if kind == "npz_text" else pixels(4, 40, 48), labels=np.array([{}] * 4) if kind == "npz_objects" else list("aab" if kind == "npz_labels" else "aabb"))
         return path, {}
     if kind == "zarr_garbage": (tmp_path / "a.zarr").mkdir(); (tmp_path / "a.zarr/zarr.json").write_text("{"); return tmp_path / "a.zarr", {}
     if kind == "suffix": (tmp_path / "a.czi").touch(); return tmp_path / "a.czi", {}
     if kind == "missing": return tmp_path / "nowhere", {}
     if kind == "no_images": folder.mkdir(); return folder, {}
+    if kind == "pixel_sizes":
+        sizes = iter([.2, .3])
+        return write_folder(folder, pixels(2, 40, 48), "ab", lambda p, i: tiff(f"{p}.ome", i, metadata=dict(axes="YX", PhysicalSizeX=next(sizes)))), {}
     write_folder(folder, pixels(4, 40, 48), "abab", png)
     if kind == "mixed": png(folder / "b" / "99", pixels(40, 50))
     if kind == "mixed_channels": png(folder / "b" / "99", pixels(40, 48, 3, dtype=np.uint8))
@@ -293,7 +324,7 @@ def broken(tmp_path, kind):
     ("mixed", ["mixed sizes", "a/00.png", "b/99.png", "(1, 40, 48)", "(1, 40, 50)"]), ("mixed_channels", ["a/00.png", "b/99.png", "(3, 40, 48)"]),
     ("truncated", ["cannot read b/03.png"]), ("no_png", ["cannot read b/99.png"]), ("empty_tif", ["cannot read b/99.tif"]), ("empty_class", ["no images in cells/c"]),
     ("loose", ["99.png", "sub-folder"]), ("no_images", ["no images in cells", ".png"]), ("missing", ["does not exist", "expected a folder"]), ("suffix", ["a.czi", "expected a folder"]),
-    ("npz_objects", ["never unpickled"]), ("npz_labels", ["3 came for 4"]), ("npz_text", ["dtype <U"]), ("npz_garbage", ["cannot read a.npz"]), ("zarr_garbage", ["cannot read a.zarr"]),
+    ("npz_objects", ["never unpickled"]), ("npz_labels", ["3 came for 4"]), ("npz_classes", ["class number 2", "2 names"]), ("pixel_sizes", ["mixed pixel sizes", "a/00.ome.tif", "0.2 µm", "0.3 µm"]), ("npz_text", ["dtype <U"]), ("npz_garbage", ["cannot read a.npz"]), ("zarr_garbage", ["cannot read a.zarr"]),
     ("rows", ["1 rows came for 4 images"]), ("unknown_file", ["no row for a/02.png"]), ("twice", ["a/00.png has several rows"]), ("column", ["'well' came", "x"]), ("orphan", ["group_column", "well"]),
     ("no_table", ["no.csv does not exist"])])
 def test_a_broken_source_is_named(tmp_path, kind, names):
@@ -333,6 +364,7 @@ def test_any_window_is_the_reflected_field(h, w, size, data):
     masks = np.zeros((h, w), np.uint8)
     y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
     masks[y, x] = 1
+    assert crops_from_masks(masks, masks, size).metadata.touches_edge[0] == (y in (0, h - 1) or x in (0, w - 1))
     image = RANDOM.integers(0, 255, (h, w), dtype=np.uint8)
     wide = np.pad(image, size, mode="reflect")
     corner = y + size - size // 2, x + size - size // 2
@@ -483,6 +515,19 @@ def test_the_other_sets_of_images(name, shape, classes):
     cells = load_data(name, size=48)
     assert cells.images.shape == shape and len(cells.class_names) == classes and cells.attribution
     assert check_images(cells.images) is not None
+
+
+@pytest.mark.parametrize("size", [32, 47, 96])
+def test_density_maps_stay_in_the_middle(size):
+    real("shrec_densities")
+    from scipy.ndimage import center_of_mass
+    for volume in load_data("shrec_densities", size=size).images[:, 0].clip(0):
+        assert np.abs(np.array(center_of_mass(volume)) - (size - 1) / 2).max() < 2.5                                    # voxels
+
+
+def test_density_boxes_are_no_smaller_than_models_take():
+    real("shrec_densities")
+    with pytest.raises(ValueError, match="size: 20 came"): load_data("shrec_densities", size=20)
 
 
 def test_profiles_are_no_images():
