@@ -22,6 +22,7 @@ class BuildWithNotebooks(build_py):
             target = Path(self.build_lib) / "cellinterp" / "_notebooks" / folder
             target.mkdir(parents=True, exist_ok=True)
             for source in sorted((HERE / "nbs" / folder).glob(pattern)): shutil.copy2(source, target / source.name)
+        shutil.copy2(HERE / "nbs" / "references.bib", Path(self.build_lib) / "cellinterp" / "_notebooks")  # reports cite from it
 
 
 def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.strip()]

@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'UNARY', 'FUNCTIONS', 'parse', 'to_text', 'rounded', 'reb
            'constants', 'with_constants', 'compile_numpy', 'evaluate', 'to_torch', 'margin_loss', 'probabilities',
            'newton', 'fit_constants', 'canonical']
 
-# %% ../../nbs/laws/expressions.ipynb #248d5111
+# %% ../../nbs/laws/expressions.ipynb #2fb982ec
 import ast, keyword, math, operator, re
 from functools import reduce
 
@@ -15,7 +15,7 @@ import numpy as np
 
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
-# %% ../../nbs/laws/expressions.ipynb #5ef61da3
+# %% ../../nbs/laws/expressions.ipynb #bdc3dc78
 def _sign(v): return np.sign(v)
 
 UNARY = {  # sympy's class name: (value, derivative given argument v and value f)
@@ -29,7 +29,7 @@ _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div":
 _POWERS = {"square": 2, "cube": 3, "inv": -1}
 FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})  # all that `parse` accepts
 
-# %% ../../nbs/laws/expressions.ipynb #89ca1609
+# %% ../../nbs/laws/expressions.ipynb #abe4c0e3
 def _tidy():
     "Keep c*(x + y) as it is: sympy would multiply it out to c*x + c*y, which is the same value with more to read."
     from sympy.core.parameters import distribute
@@ -116,7 +116,7 @@ def parse(text, names=None):
     if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I): raise ValueError(f"{shown!r} has no finite real value")
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #b37b2cdd
+# %% ../../nbs/laws/expressions.ipynb #f7881e45
 _printer = None
 
 def to_text(expr):
@@ -163,7 +163,7 @@ def tidy_names(names):
         out.append(n)
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #01718f68
+# %% ../../nbs/laws/expressions.ipynb #df84f1af
 def complexity(expr):
     """PySR's node count of an expression (text or sympy).
 
@@ -190,7 +190,7 @@ def complexity(expr):
     parts = [complexity(a) for a in expr.args]
     return sum(parts) + max(len(parts) - 1, 1)
 
-# %% ../../nbs/laws/expressions.ipynb #1d391d18
+# %% ../../nbs/laws/expressions.ipynb #f393b55b
 def _floats(expr):
     "The fittable constants: Floats, in the order of the tree (whole numbers are structure)."
     return [expr] if expr.is_Float else [c for a in expr.args for c in _floats(a)]
@@ -280,7 +280,7 @@ def evaluate(expr, X, names=None):
     if names is None: names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
     return compile_numpy(expr, names)(np.asarray(X, dtype=np.float64))
 
-# %% ../../nbs/laws/expressions.ipynb #692d1f09
+# %% ../../nbs/laws/expressions.ipynb #fd58ae7e
 def to_torch(exprs, names):
     """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter `constants` (p,)."""
     import torch
@@ -312,7 +312,7 @@ def to_torch(exprs, names):
         def extra_repr(self): return "; ".join(to_text(e) for e in exprs)
     return Law()
 
-# %% ../../nbs/laws/expressions.ipynb #e3f06bb4
+# %% ../../nbs/laws/expressions.ipynb #f6935137
 def margin_loss(F, T, weights=None, loss="log"):
     "Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the squared error."
     w = np.ones(len(F)) if weights is None else weights
@@ -385,7 +385,7 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps)
     return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
 
-# %% ../../nbs/laws/expressions.ipynb #00f81008
+# %% ../../nbs/laws/expressions.ipynb #afabdfe3
 def _pull(e):
     "A sum whose every term has a constant, as (constant, sum with one constant fewer)."
     if not e.is_Add: return 1, e
@@ -394,8 +394,21 @@ def _pull(e):
     k = next((c for c, t in coefs if t != 1), coefs[0][0])
     return k, e.func(*[(t if c == k else (c / k) * t) for c, t in coefs])
 
+def _gather(terms):
+    "Terms of a sum with common factors taken out, the commonest first: a*x + a*y -> a*(x + y)."
+    import sympy
+    parts = [[f for f in sympy.Mul.make_args(t) if not f.is_Number] for t in terms]
+    count = {}
+    for p in parts:
+        for f in p: count[f] = count.get(f, 0) + 1
+    common = max(count, key=lambda f: (count[f], to_text(f)), default=None)
+    if common is None or count[common] < 2: return terms
+    inside = [t.as_coeff_Mul()[0] * sympy.Mul(*[f for f in p if f != common]) for t, p in zip(terms, parts) if common in p]
+    k, inner = _pull(sympy.Add(*_gather(inside)))
+    return _gather([t for t, p in zip(terms, parts) if common not in p]) + [k * common * inner]
+
 def canonical(expr):
-    "The same function with redundant constants merged (values agree to rounding)."
+    "The same function with redundant constants merged and common factors taken out (values agree to rounding)."
     import sympy
     def walk(e):
         if not e.args: return e
@@ -405,7 +418,7 @@ def canonical(expr):
             for a in args:
                 c, t = a.as_coeff_Mul()
                 terms += [c * s for s in t.args] if t.is_Add and (c.is_Float or c in (1, -1)) else [a]
-            return sympy.Add(*terms)
+            return sympy.Add(*_gather(sympy.Add.make_args(sympy.Add(*terms))))
         if e.is_Mul or (e.is_Pow and args[1].is_Integer):
             k, parts = sympy.Integer(1), []
             for a in (args if e.is_Mul else args[:1]):
