@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STATES', 'FACTORS', 'PIXEL_SIZE', 'CHUNK', 'MARGIN', 'DRAW', 'LENGTHS', 'spots', 'turn', 'simulate_nuclei']
 
-# %% ../../nbs/data/simulate.ipynb #b3f76ba3
+# %% ../../nbs/data/simulate.ipynb #e9c87eee
 import numpy as np
 import pandas as pd
 from scipy import fft
 
 from .images import ImageSet
 
-# %% ../../nbs/data/simulate.ipynb #f397c555
+# %% ../../nbs/data/simulate.ipynb #741fba54
 STATES = ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
 FACTORS = ["size", "eccentricity", "orientation", "texture", "condensation", "plate_width", "separation",
            "n_fragments", "spread", "brightness", "focus", "background", "offset_y", "offset_x", "n_neighbours"]
@@ -20,7 +20,7 @@ PIXEL_SIZE = 0.65  # µm a pixel of a 64 x 64 crop, so that an interphase nucleu
 CHUNK = 256  # images rendered together
 MARGIN = 7  # drawn around the crop, in pixels of a 64 x 64 crop: what lies just outside is blurred into it
 
-# %% ../../nbs/data/simulate.ipynb #d62caee5
+# %% ../../nbs/data/simulate.ipynb #6d92ac2c
 def spots(y, x, sigma, weight, size):
     """Sum of Gaussian spots of height `weight`; y, x, sigma, weight: (B, K) in pixels from the centre. Returns (B, size, size) float32."""
     grid = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -34,7 +34,7 @@ def turn(u, v, angle):
     """(y, x) of points `u` along and `v` across an axis at `angle` (B, 1), counter-clockwise on the screen."""
     return -u * np.sin(angle) - v * np.cos(angle), u * np.cos(angle) - v * np.sin(angle)
 
-# %% ../../nbs/data/simulate.ipynb #f3029525
+# %% ../../nbs/data/simulate.ipynb #67d7c3cf
 def _noise(rng, n, size, grain):
     """Gaussian random fields (n, size, size) of unit variance and correlation length `grain` (n,) pixels: white noise filtered by FFT."""
     white = rng.standard_normal((n, size, size), dtype=np.float32)
@@ -74,7 +74,7 @@ def _interphase(rng, n, size):
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, texture=texture, condensation=condensation,
                        radius=a)
 
-# %% ../../nbs/data/simulate.ipynb #b8ef810b
+# %% ../../nbs/data/simulate.ipynb #9527128e
 def _rods(rng, y, x, angle, length, sigma, weight, size, px):
     """Chromosomes: short rods of three spots each, centred on (y, x)."""
     dy, dx = -np.sin(angle) * length / 2, np.cos(angle) * length / 2
@@ -100,7 +100,7 @@ def _prometaphase(rng, n, size, k=46):
     image = _rods(rng, y, x, rng.uniform(0, np.pi, (n, k)), length, sigma, height, size, px)
     return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, condensation=condensation, radius=a + 2)
 
-# %% ../../nbs/data/simulate.ipynb #028bcfc0
+# %% ../../nbs/data/simulate.ipynb #21a95804
 def _plate(rng, length, width, bend, height, angle, y0, x0, size, k=36):
     """A plate of chromosomes; length, width in units, bend = sagitta (units) towards +v; all (B,)."""
     px, n = size / 64, len(length)
@@ -149,10 +149,10 @@ def _anaphase(rng, n, size, lone_share=0.7):
     return image, dict(size=length, eccentricity=np.sqrt(1 - (width / length) ** 2), orientation=angle, condensation=condensation,
                        plate_width=width, separation=separation, radius=np.hypot(length, separation * np.where(lone, 2, 1)) / 2 + 1)
 
-# %% ../../nbs/data/simulate.ipynb #6dba5db8
-def _apoptosis(rng, n, size, k=16):
+# %% ../../nbs/data/simulate.ipynb #e4fd5ce8
+def _apoptosis(rng, n, size, k=12):
     px = size / 64
-    count = np.clip(3 + rng.poisson(rng.gamma(1.6, 2.0, n)), 3, k)
+    count = np.clip(3 + rng.poisson(rng.gamma(1.6, 1.7, n)), 3, k)
     spread = np.clip(6.6 * np.exp(rng.normal(0, 0.34, n)), 3.8, 15)
     angle, condensation = rng.uniform(0, np.pi, n), 3.3 * np.exp(rng.normal(0, 0.3, n))
     ratio = 1 + rng.gamma(1.5, 0.3, n)
@@ -163,11 +163,11 @@ def _apoptosis(rng, n, size, k=16):
         w -= (w * there).sum(1, keepdims=True) / count[:, None]
     rms = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
     u, v = (w * (spread / np.maximum(rms, 0.3))[:, None] for w in (u, v))
-    sigma = np.clip(1.8 * np.exp(rng.normal(0, 0.45, (n, k))) * (4 / (count + 2))[:, None] ** 0.3, 0.7, 4)
+    sigma = np.clip(1.8 * np.exp(rng.normal(0.05, 0.45, (n, k))) * (4 / (count + 2))[:, None] ** 0.3, 0.7, 4)
     for _ in range(5):  # the bodies may touch, not merge: those that overlap push each other away
         du, dv = u[:, :, None] - u[:, None], v[:, :, None] - v[:, None]
         gap = np.hypot(du, dv) + 1e-6
-        push = np.clip(1.7 * (sigma[:, :, None] + sigma[:, None]) - gap, 0, None) * there[:, None] / gap * 0.5
+        push = np.clip(2.1 * (sigma[:, :, None] + sigma[:, None]) - gap, 0, None) * there[:, None] / gap * 0.5
         u, v = u + (push * du).sum(2), v + (push * dv).sum(2)
     spread = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
     y, x = turn(u, v, angle[:, None])
@@ -175,9 +175,9 @@ def _apoptosis(rng, n, size, k=16):
     image = condensation[:, None, None].astype(np.float32) * np.tanh(bodies)  # round, dense, smooth: the density has a ceiling
     haze = spots(np.zeros((n, 1)), np.zeros((n, 1)), 1.1 * spread[:, None] * px, rng.uniform(0, 0.22, (n, 1)), size)
     return image + haze, dict(size=2 * spread, eccentricity=np.sqrt(1 - 1 / ratio ** 2), orientation=angle, condensation=condensation,
-                              n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 3)
+                              n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 4)
 
-# %% ../../nbs/data/simulate.ipynb #7b8e595f
+# %% ../../nbs/data/simulate.ipynb #ba5f6087
 def _shift(images, dy, dx, canvas):
     """Each image moved by whole pixels (dy, dx) on a canvas of `canvas` pixels with the same centre, zeros from outside."""
     n, size, _ = images.shape
@@ -211,7 +211,7 @@ def _add_neighbours(rng, objects, radius, is_interphase, slots=4):
             count[here] += 1
     return out, count
 
-# %% ../../nbs/data/simulate.ipynb #8dea8924
+# %% ../../nbs/data/simulate.ipynb #50fbbf58
 def _blur(images, sigma, dy, dx):
     """Gaussian blur of width sigma and shift (dy, dx), all (B,) in pixels, by FFT."""
     n, size, _ = images.shape
@@ -231,7 +231,7 @@ def _camera(rng, light, background, photons=5.0, read=1.0):
     noisy = light + np.sqrt(light / photons + read ** 2).astype(np.float32) * rng.standard_normal(light.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/simulate.ipynb #c8992acd
+# %% ../../nbs/data/simulate.ipynb #836255bc
 def simulate_nuclei(
     n: int,  # number of images
     size: int = 64,  # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
