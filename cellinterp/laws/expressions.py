@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'UNARY', 'FUNCTIONS', 'parse', 'to_text', 'rounded', 'reb
            'constants', 'with_constants', 'compile_numpy', 'evaluate', 'to_torch', 'margin_loss', 'probabilities',
            'newton', 'fit_constants', 'canonical']
 
-# %% ../../nbs/laws/expressions.ipynb #2fb982ec
+# %% ../../nbs/laws/expressions.ipynb #60e26013
 import ast, keyword, math, operator, re
 from functools import reduce
 
@@ -15,7 +15,7 @@ import numpy as np
 
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
-# %% ../../nbs/laws/expressions.ipynb #bdc3dc78
+# %% ../../nbs/laws/expressions.ipynb #8ddb2714
 def _sign(v): return np.sign(v)
 
 UNARY = {  # sympy's class name: (value, derivative given argument v and value f)
@@ -29,11 +29,18 @@ _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div":
 _POWERS = {"square": 2, "cube": 3, "inv": -1}
 FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})  # all that `parse` accepts
 
-# %% ../../nbs/laws/expressions.ipynb #abe4c0e3
+# %% ../../nbs/laws/expressions.ipynb #4e8a7c45
 def _tidy():
     "Keep c*(x + y) as it is: sympy would multiply it out to c*x + c*y, which is the same value with more to read."
     from sympy.core.parameters import distribute
     return distribute(False)
+
+def _make(kind, args):
+    "A node of a tree. Functions are made with sympy's own rules: pulling a minus out of tanh(-(x + y)) never ends where nothing is multiplied out."
+    import sympy
+    from sympy.core.parameters import distribute
+    if kind in (sympy.Add, sympy.Mul, sympy.Pow): return kind(*args)
+    with distribute(True): return kind(*args)
 
 def _number(x):
     "A finite number as sympy keeps it: whole numbers (they are structure: exponents) stay Integer, others Float."
@@ -65,7 +72,7 @@ def _apply(name, args):
     if name in _BINARY: return _BINARY[name](*args)
     if name in UNARY and args[0].is_number:
         with np.errstate(all="ignore"): return _number(float(UNARY[name][0](float(args[0]))))
-    return getattr(sympy, {"max": "Max", "min": "Min"}.get(name, name))(*args)
+    return _make(getattr(sympy, {"max": "Max", "min": "Min"}.get(name, name)), args)
 
 def parse(text, names=None):
     """Read an equation's text into a sympy expression, without executing anything.
@@ -116,7 +123,7 @@ def parse(text, names=None):
     if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I): raise ValueError(f"{shown!r} has no finite real value")
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #f7881e45
+# %% ../../nbs/laws/expressions.ipynb #e0b0d913
 _printer = None
 
 def to_text(expr):
@@ -140,7 +147,7 @@ def rounded(expr, digits=4):
 def rebuild(expr, leaf):
     "The expression with `leaf` applied to every number and variable, and nothing multiplied out."
     with _tidy():
-        def walk(e): return leaf(e) if not e.args else e.func(*[walk(a) for a in e.args])
+        def walk(e): return leaf(e) if not e.args else _make(e.func, [walk(a) for a in e.args])
         return walk(expr)
 
 def to_latex(expr, name=None):
@@ -163,7 +170,7 @@ def tidy_names(names):
         out.append(n)
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #df84f1af
+# %% ../../nbs/laws/expressions.ipynb #bcf17619
 def complexity(expr):
     """PySR's node count of an expression (text or sympy).
 
@@ -190,7 +197,7 @@ def complexity(expr):
     parts = [complexity(a) for a in expr.args]
     return sum(parts) + max(len(parts) - 1, 1)
 
-# %% ../../nbs/laws/expressions.ipynb #f393b55b
+# %% ../../nbs/laws/expressions.ipynb #ca979be3
 def _floats(expr):
     "The fittable constants: Floats, in the order of the tree (whole numbers are structure)."
     return [expr] if expr.is_Float else [c for a in expr.args for c in _floats(a)]
@@ -280,7 +287,7 @@ def evaluate(expr, X, names=None):
     if names is None: names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
     return compile_numpy(expr, names)(np.asarray(X, dtype=np.float64))
 
-# %% ../../nbs/laws/expressions.ipynb #fd58ae7e
+# %% ../../nbs/laws/expressions.ipynb #db0f17a9
 def to_torch(exprs, names):
     """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter `constants` (p,)."""
     import torch
@@ -312,7 +319,7 @@ def to_torch(exprs, names):
         def extra_repr(self): return "; ".join(to_text(e) for e in exprs)
     return Law()
 
-# %% ../../nbs/laws/expressions.ipynb #f6935137
+# %% ../../nbs/laws/expressions.ipynb #47ee045e
 def margin_loss(F, T, weights=None, loss="log"):
     "Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the squared error."
     w = np.ones(len(F)) if weights is None else weights
@@ -336,7 +343,7 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
     w, m = w / w.sum(), T.shape[1]
     ridge = 0.0 if loss == "squared" else ridge
     def value(F):
-        if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e8 * (1 + np.abs(T).max()): return np.inf
+        if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e12 * (1 + np.abs(T).max()): return np.inf
         return margin_loss(F, T, w, loss) + 0.5 * ridge * float(w @ (F**2).sum(1))
     F, J = margins(c)
     best, damp = value(F), 1e-3
@@ -385,7 +392,7 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps)
     return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
 
-# %% ../../nbs/laws/expressions.ipynb #afabdfe3
+# %% ../../nbs/laws/expressions.ipynb #256c0efd
 def _pull(e):
     "A sum whose every term has a constant, as (constant, sum with one constant fewer)."
     if not e.is_Add: return 1, e
@@ -426,9 +433,12 @@ def canonical(expr):
                 c2, t = _pull(t)
                 k, parts = k * c * c2, parts + [t]
             if e.is_Pow: return k ** args[1] * parts[0] ** args[1]
+            for i, s in enumerate(parts):  # -3*(b - a) reads better as 3*(a - b)
+                minus = sum(t.as_coeff_Mul()[0].is_negative for t in s.args) if s.is_Add else 0
+                if s.is_Add and (k == -1 or (k.is_Float and minus and (2 * minus > len(s.args) or (2 * minus == len(s.args) and k < 0)))): k, parts[i] = -k, sympy.Add(*[-t for t in s.args])
             return k * sympy.Mul(*parts)
         if isinstance(e, sympy.exp) and args[0].is_Add:
             c, t = args[0].as_coeff_Add()
-            if c.is_Float and abs(c) < 50: return _number(math.exp(float(c))) * sympy.exp(t)
-        return e.func(*args)
+            if c.is_Float and abs(c) < 50: return _number(math.exp(float(c))) * _make(sympy.exp, [t])
+        return _make(e.func, args)
     with _tidy(): return walk(expr)

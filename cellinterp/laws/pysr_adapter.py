@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INSTALL', 'julia_project', 'pysr_ready', 'pysr_arguments', 'search_pysr', 'read_hall_of_fame', 'best_row']
 
-# %% ../../nbs/laws/pysr_adapter.ipynb #392d3dd3
+# %% ../../nbs/laws/pysr_adapter.ipynb #e716cc96
 import json, os, re, shutil, sys, tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from .expressions import complexity, parse, rebuild, to_text
 
 INSTALL = "engine='pysr' needs Julia with SymbolicRegression.jl: run `cellinterp doctor --install-julia` once (it downloads about 1 GB), or use engine='operon'"
 
-# %% ../../nbs/laws/pysr_adapter.ipynb #537ceb25
+# %% ../../nbs/laws/pysr_adapter.ipynb #dcf422f8
 def julia_project():
     "The folder of juliapkg's Julia project for this Python (its own rule, without importing it)."
     if project := os.getenv("PYTHON_JULIAPKG_PROJECT"): return Path(project)
@@ -36,7 +36,7 @@ def pysr_ready():
     if not julia or not Path(julia).exists() or manifest is None or "SymbolicRegression" not in manifest.read_text(errors="replace"): return False, INSTALL
     return True, str(julia)
 
-# %% ../../nbs/laws/pysr_adapter.ipynb #0131c2c5
+# %% ../../nbs/laws/pysr_adapter.ipynb #0523806b
 def pysr_arguments(operators, max_nodes, max_evaluations, seed, folder):
     "The arguments of PySRRegressor for one deterministic search whose files go to `folder`."
     binary = [o for o in operators if o in "+-*/"] + (["^"] if "pow" in operators else [])
@@ -64,7 +64,7 @@ def _renamed(text, names):
         return sympy.Symbol(names[int(m[1])])
     return rebuild(e, leaf)
 
-# %% ../../nbs/laws/pysr_adapter.ipynb #a0dcd217
+# %% ../../nbs/laws/pysr_adapter.ipynb #4dd77cfc
 def read_hall_of_fame(csv, names=None):
     """A PySR hall of fame as a DataFrame: complexity, loss, score, equation (text), sympy_format.
 
@@ -84,7 +84,7 @@ def read_hall_of_fame(csv, names=None):
     backup = csv.with_name(csv.name + ".bak")
     if backup.exists(): csv = backup
     if not csv.exists(): raise FileNotFoundError(f"no hall of fame at {csv}")
-    try: table = pd.read_csv(csv)
+    try: table = pd.read_csv(csv, converters={"Equation": str})
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{csv.name} is not a hall of fame: {e}") from None
     missing = {"Complexity", "Loss", "Equation"} - set(table.columns)
     if missing or not len(table): raise ValueError(f"{csv.name} is not a hall of fame: " + (f"columns {', '.join(sorted(missing))} are missing" if missing else "it has no rows"))
