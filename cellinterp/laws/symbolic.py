@@ -7,7 +7,7 @@ __all__ = ['OPERATORS', 'KINDS', 'check_operators', 'search_operon', 'sparse_sum
            'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'inner_split', 'SymbolicRegressor',
            'SymbolicClassifier']
 
-# %% ../../nbs/laws/symbolic.ipynb #2fd0c39b
+# %% ../../nbs/laws/symbolic.ipynb #e939e621
 import warnings
 
 import numpy as np
@@ -22,7 +22,7 @@ from .expressions import (canonical, compile_numpy, complexity, constants, fit_c
 
 OPERATORS = ("+", "-", "*", "/", "square", "exp")
 
-# %% ../../nbs/laws/symbolic.ipynb #b0420091
+# %% ../../nbs/laws/symbolic.ipynb #e8c36ae4
 _OPERON = {"+": "add", "-": "sub", "*": "mul", "/": "div", **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")}}
 
 def check_operators(operators):
@@ -48,7 +48,7 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed):
         label = {h: names[int(v[1:]) - 1] for h, v in engine.variables_.items()}  # Operon calls them X1, X2, ...
         return [f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_]
 
-# %% ../../nbs/laws/symbolic.ipynb #899ed822
+# %% ../../nbs/laws/symbolic.ipynb #55736aae
 def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60):
     """Joint laws of growing size, one list of m expressions each, from forward selection of terms.
 
@@ -96,7 +96,7 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
         active[k].append(int(j))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #e4444d9a
+# %% ../../nbs/laws/symbolic.ipynb #995cefdb
 def _paths(e, at=()):
     "Every place in an expression (exponents are structure and left alone)."
     yield at, e
@@ -226,7 +226,7 @@ class Archive:
             self.add(new)
             tried += len(self.seen) > before
 
-# %% ../../nbs/laws/symbolic.ipynb #ea7e71c0
+# %% ../../nbs/laws/symbolic.ipynb #71ba18a3
 def _unsquashed(text, names, keep):
     "An engine's text as an expression, tanh taken off where it served as a squasher only; None for a constant out of range."
     try: e = parse(text, names)
@@ -253,6 +253,9 @@ def search_margin(X, y, T, names, *, engine, operators, max_nodes, max_evaluatio
         some = _rows(len(X), max_rows, seed + i)  # every restart sees other rows
         found += search(X[some], y[some], names, (*operators, "tanh") if squash and "tanh" not in operators else operators, max_nodes + 4 * squash, max_evaluations, seed + i)
     found = [e for t in found if (e := _unsquashed(t, names, "tanh" in operators)) is not None]
+    if engine == "pysr":  # it has no free scale around a form, as Operon has
+        import sympy
+        with _tidy(): found += [sympy.Float(1.0) * e for e in found]
     def refined(forms, n_edits, seed):
         archive = Archive(X[rows], T[rows, None], names, max_nodes, None if weights is None else weights[rows], loss)
         for e in forms: archive.add(e, steps=20)
@@ -286,7 +289,7 @@ def _in_processes(jobs, n_jobs):
     from joblib import Parallel, delayed
     return Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs)
 
-# %% ../../nbs/laws/symbolic.ipynb #15b38007
+# %% ../../nbs/laws/symbolic.ipynb #7d23b449
 def pareto(complexities, losses):
     "Indices of the candidates that no simpler or equally simple one beats, simplest first."
     out = []
@@ -310,7 +313,7 @@ def scores(complexities, losses):
     for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]): out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #04677cdd
+# %% ../../nbs/laws/symbolic.ipynb #38c13c62
 class Lambda:
     "A law as a function of columns: `f(X)` with X (N, d) or a DataFrame gives values (N,)."
     def __init__(self, text, names): self.text, self.names = text, list(names)
@@ -433,7 +436,7 @@ def inner_split(y, groups, seed, classes=True):
             if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
     return rows, rows
 
-# %% ../../nbs/laws/symbolic.ipynb #857c71c7
+# %% ../../nbs/laws/symbolic.ipynb #e5e9d7a8
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
 
@@ -498,7 +501,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
         fitted = [fit(law, train) for law in laws]
         losses = np.array([margin_loss(_values(law, Z[held], names), T[held], loss="squared") for law in fitted])
         front = pareto([complexity(l[0]) for l in fitted], losses)
-        self._store([[rounded(e, self.digits) for e in fit(laws[i], slice(None))] for i in front], ["y"], losses[front], simplest(losses[front], self.tolerance, 1e-9 * spread))
+        self._store([[rounded(canonical(e), self.digits) for e in fit(laws[i], slice(None))] for i in front], ["y"], losses[front], simplest(losses[front], self.tolerance, 1e-9 * spread))
         return self
 
     def predict(self, X):
@@ -516,7 +519,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
 def _values(law, X, names):
     return np.stack([compile_numpy(e, names)(X) for e in law], 1)
 
-# %% ../../nbs/laws/symbolic.ipynb #f8c77894
+# %% ../../nbs/laws/symbolic.ipynb #1c80a1e9
 class SymbolicClassifier(ClassifierMixin, _Law):
     """Classes by equations that a person can read.
 
@@ -595,14 +598,14 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         for rounds in range(2 if len(train) < 200 else 9):  # choose, then try the choice with one part less, until every part is needed
             front = pareto([sum(complexity(e) for e in law) for law in fitted], losses)
             wrong = [float(weights[held] @ (self._decide(_values(fitted[i], Z[held], names)) != y[held])) for i in front]
-            chosen = simplest(losses[front], self.tolerance, mistakes=wrong)
+            chosen = simplest(losses[front], self.tolerance, mistakes=wrong if len(held) >= 400 else None)
             law, kind = fitted[front[chosen]], candidates[front[chosen]][1]
             if rounds and front[chosen] < known: break  # no shorter one was as good
             known = len(fitted)
             new = [fit(l, kind, train, 8) for l in _shorter(law)]
             fitted, candidates = fitted + new, candidates + [(l, kind) for l in new]
             losses = np.r_[losses, [self._held_out(l, Z[held], margin(onehot)[held], weights[held], names) for l in new]]
-        final = [[rounded(e, self.digits) for e in fit(*candidates[i], slice(None), 30)] for i in front]
+        final = [[rounded(canonical(e), self.digits) for e in fit(*candidates[i], slice(None), 30)] for i in front]
         self.target_ = candidates[front[chosen]][1]
         self._store(final, labels, losses[front], chosen)
         return self
@@ -661,7 +664,8 @@ class SymbolicClassifier(ClassifierMixin, _Law):
 
     def predict(self, X):
         "Labels (N,)."
-        return self.classes_[self._decide(self._margins(X))]
+        chosen = self._decide(self._margins(X))
+        return self.classes_[chosen]
 
 def _shorter(law):
     "A joint law with one term of one sum left out, in every way."
