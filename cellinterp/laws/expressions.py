@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_TEXT', 'UNARY', 'FUNCTIONS', 'parse', 'to_text', 'rounded', 'rebuild', 'to_latex', 'tidy_names', 'complexity',
            'constants', 'with_constants', 'compile_numpy', 'evaluate', 'to_torch', 'margin_loss', 'probabilities',
-           'newton', 'fit_constants', 'canonical']
+           'residual', 'newton', 'fit_constants', 'canonical']
 
-# %% ../../nbs/laws/expressions.ipynb #60e26013
+# %% ../../nbs/laws/expressions.ipynb #f5a9bf8b
 import ast, keyword, math, operator, re
 from functools import reduce
 
@@ -15,7 +15,7 @@ import numpy as np
 
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
-# %% ../../nbs/laws/expressions.ipynb #8ddb2714
+# %% ../../nbs/laws/expressions.ipynb #774f8455
 def _sign(v): return np.sign(v)
 
 UNARY = {  # sympy's class name: (value, derivative given argument v and value f)
@@ -29,7 +29,7 @@ _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div":
 _POWERS = {"square": 2, "cube": 3, "inv": -1}
 FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})  # all that `parse` accepts
 
-# %% ../../nbs/laws/expressions.ipynb #4e8a7c45
+# %% ../../nbs/laws/expressions.ipynb #d352d751
 def _tidy():
     "Keep c*(x + y) as it is: sympy would multiply it out to c*x + c*y, which is the same value with more to read."
     from sympy.core.parameters import distribute
@@ -123,7 +123,7 @@ def parse(text, names=None):
     if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I): raise ValueError(f"{shown!r} has no finite real value")
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #e0b0d913
+# %% ../../nbs/laws/expressions.ipynb #9175f18f
 _printer = None
 
 def to_text(expr):
@@ -170,7 +170,7 @@ def tidy_names(names):
         out.append(n)
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #bcf17619
+# %% ../../nbs/laws/expressions.ipynb #a3af0480
 def complexity(expr):
     """PySR's node count of an expression (text or sympy).
 
@@ -197,7 +197,7 @@ def complexity(expr):
     parts = [complexity(a) for a in expr.args]
     return sum(parts) + max(len(parts) - 1, 1)
 
-# %% ../../nbs/laws/expressions.ipynb #ca979be3
+# %% ../../nbs/laws/expressions.ipynb #5d863c8b
 def _floats(expr):
     "The fittable constants: Floats, in the order of the tree (whole numbers are structure)."
     return [expr] if expr.is_Float else [c for a in expr.args for c in _floats(a)]
@@ -287,7 +287,7 @@ def evaluate(expr, X, names=None):
     if names is None: names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
     return compile_numpy(expr, names)(np.asarray(X, dtype=np.float64))
 
-# %% ../../nbs/laws/expressions.ipynb #db0f17a9
+# %% ../../nbs/laws/expressions.ipynb #57360eca
 def to_torch(exprs, names):
     """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter `constants` (p,)."""
     import torch
@@ -319,11 +319,14 @@ def to_torch(exprs, names):
         def extra_repr(self): return "; ".join(to_text(e) for e in exprs)
     return Law()
 
-# %% ../../nbs/laws/expressions.ipynb #47ee045e
-def margin_loss(F, T, weights=None, loss="log"):
+# %% ../../nbs/laws/expressions.ipynb #2106efd5
+def margin_loss(F, T, weights=None, loss="log", lapse=0.0):
     "Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the squared error."
     w = np.ones(len(F)) if weights is None else weights
-    if loss == "squared": each = 0.5 * ((F - T) ** 2).sum(1)
+    if lapse and loss == "log":
+        P, T = probabilities(F), np.hstack([1 - T, T]) if T.shape[1] == 1 else T
+        each = -(T * np.log((1 - lapse) * P + lapse / P.shape[1])).sum(1)
+    elif loss == "squared": each = 0.5 * ((F - T) ** 2).sum(1)
     elif F.shape[1] == 1: each = (np.logaddexp(0, F) - T * F)[:, 0]
     else: each = np.logaddexp.reduce(F, axis=1) * T.sum(1) - (T * F).sum(1)
     return float((w * each).sum() / w.sum())
@@ -334,7 +337,17 @@ def probabilities(F):
     P = np.exp(F - F.max(1, keepdims=True))
     return P / P.sum(1, keepdims=True)
 
-def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6):
+def residual(F, T, loss="log", lapse=0.0):
+    "Derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows' trust (N,): how sure it is that the label is no slip."
+    if loss == "squared": return F - T, F, np.ones(len(F))
+    P, m = probabilities(F), F.shape[1]
+    if not lapse: return P[:, -m:] - T, P[:, -m:], np.ones(len(F))
+    T = np.hstack([1 - T, T]) if m == 1 else T
+    T = T * (1 - lapse) * P / ((1 - lapse) * P + lapse / P.shape[1])
+    trust = T.sum(1)
+    return (trust[:, None] * P - T)[:, -m:], P[:, -m:], trust
+
+def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6, lapse=0.0):
     """Damped Fisher scoring of constants c (p,) for `margins(c) -> F (N, m), [J_k (p, N)] * m`.
 
     Returns c and the penalised loss (inf where the margins are not finite from the start).
@@ -344,16 +357,16 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
     ridge = 0.0 if loss == "squared" else ridge
     def value(F):
         if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e12 * (1 + np.abs(T).max()): return np.inf
-        return margin_loss(F, T, w, loss) + 0.5 * ridge * float(w @ (F**2).sum(1))
+        return margin_loss(F, T, w, loss, lapse) + 0.5 * ridge * float(w @ (F**2).sum(1))
     F, J = margins(c)
     best, damp = value(F), 1e-3
     for _ in range(steps if len(c) and np.isfinite(best) else 0):
-        P = F if loss == "squared" else probabilities(F)[:, -m:]
-        g = sum(J[k] @ (w * (P[:, k] - T[:, k] + ridge * F[:, k])) for k in range(m))
+        G, P, trust = residual(F, T, loss, lapse)
+        g, u = sum(J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)), w * trust
         H = np.zeros((len(c), len(c)))
         for k in range(m):
             for l in range(k + 1):
-                curve = (w * ((1.0 if loss == "squared" else P[:, k]) + ridge) if k == l else 0) - (0 if loss == "squared" else w * P[:, k] * P[:, l])
+                curve = (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge if k == l else 0) - (0 if loss == "squared" else u * P[:, k] * P[:, l])
                 block = (J[k] * curve) @ J[l].T
                 H += block if k == l else block + block.T
         if not np.isfinite(H).all(): break
@@ -367,7 +380,7 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
         if gain <= tolerance * abs(best): break
     return c, best
 
-def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, steps=20):
+def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, steps=20, lapse=0.0):
     """Re-fit the constants of one expression a class (or of a single margin) jointly.
 
     Parameters
@@ -376,6 +389,7 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     X : (N, d) columns named `names`
     T : (N, m) targets: one-hot labels, probabilities, or values (`loss="squared"`)
     weights : (N,), optional
+    lapse : fraction of labels taken to be slips
 
     Returns
     -------
@@ -389,10 +403,10 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
         J = [np.zeros((ends[-1], len(X))) for _ in out]
         for k, (_, d) in enumerate(out): J[k][ends[k]:ends[k + 1]] = d
         return np.stack([v for v, _ in out], 1), J
-    c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps)
+    c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps, lapse=lapse)
     return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
 
-# %% ../../nbs/laws/expressions.ipynb #256c0efd
+# %% ../../nbs/laws/expressions.ipynb #4083251a
 def _pull(e):
     "A sum whose every term has a constant, as (constant, sum with one constant fewer)."
     if not e.is_Add: return 1, e

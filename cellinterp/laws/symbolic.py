@@ -7,7 +7,7 @@ __all__ = ['OPERATORS', 'KINDS', 'check_operators', 'search_operon', 'sparse_sum
            'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'inner_split', 'SymbolicRegressor',
            'SymbolicClassifier']
 
-# %% ../../nbs/laws/symbolic.ipynb #e939e621
+# %% ../../nbs/laws/symbolic.ipynb #10642306
 import warnings
 
 import numpy as np
@@ -17,12 +17,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from .expressions import (canonical, compile_numpy, complexity, constants, fit_constants, margin_loss, newton, parse, probabilities, rounded, tidy_names,
+from .expressions import (canonical, compile_numpy, complexity, constants, fit_constants, margin_loss, newton, parse, probabilities, residual, rounded, tidy_names,
                                          to_latex, to_text, to_torch, with_constants, _make, _tidy)
 
 OPERATORS = ("+", "-", "*", "/", "square", "exp")
 
-# %% ../../nbs/laws/symbolic.ipynb #e8c36ae4
+# %% ../../nbs/laws/symbolic.ipynb #52cf6a33
 _OPERON = {"+": "add", "-": "sub", "*": "mul", "/": "div", **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")}}
 
 def check_operators(operators):
@@ -48,8 +48,8 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed):
         label = {h: names[int(v[1:]) - 1] for h, v in engine.variables_.items()}  # Operon calls them X1, X2, ...
         return [f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_]
 
-# %% ../../nbs/laws/symbolic.ipynb #55736aae
-def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60):
+# %% ../../nbs/laws/symbolic.ipynb #f619850e
+def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60, lapse=0.0):
     """Joint laws of growing size, one list of m expressions each, from forward selection of terms.
 
     X (N, d) columns `names`, T (N, m) targets. Terms are columns and, with `products`, their squares and pairwise products.
@@ -73,9 +73,9 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
             J.append(D); a += len(B)
         return F, J
     for _ in range(steps):
-        c, value = newton(margins, c, T, weights, loss, steps=8)
+        c, value = newton(margins, c, T, weights, loss, steps=8, lapse=lapse)
         F, _ = margins(c)
-        P = F if loss == "squared" else probabilities(F)[:, -m:]
+        G, P, trust = residual(F, T, loss, lapse)
         if any(active):
             with _tidy():
                 laws, a = [], 0
@@ -84,8 +84,8 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
                     for i, t in enumerate(active[k]): e += sympy.Float(c[a + 1 + i] / scale[t]) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[t]])
                     laws.append(e); a += 1 + len(active[k])
             out.append(laws)
-        curve = np.ones_like(P) if loss == "squared" else P * (1 - P)
-        gain = (A.T @ (w[:, None] * (T - P))) ** 2 / ((A**2).T @ (w[:, None] * curve) + 1e-9)  # (D, m)
+        curve = np.ones_like(P) if loss == "squared" else trust[:, None] * P * (1 - P)
+        gain = (A.T @ (w[:, None] * G)) ** 2 / ((A**2).T @ (w[:, None] * curve) + 1e-9)  # (D, m)
         left = np.array([max_nodes - 1 - cost[active[k]].sum() if active[k] else max_nodes - 1 for k in range(m)])
         gain[cost[:, None] > left[None]] = 0
         for k in range(m): gain[active[k], k] = 0
@@ -96,7 +96,7 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
         active[k].append(int(j))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #995cefdb
+# %% ../../nbs/laws/symbolic.ipynb #d7c39cd5
 def _paths(e, at=()):
     "Every place in an expression (exponents are structure and left alone)."
     yield at, e
@@ -157,7 +157,8 @@ def _skeleton(e):
 class Archive:
     "The best expression of each complexity by penalised loss on X, T; constants are fitted on entry."
 
-    def __init__(self, X, T, names, max_nodes, weights=None, loss="log"):
+    def __init__(self, X, T, names, max_nodes, weights=None, loss="log", lapse=0.0):
+        self.lapse = lapse
         self.X, self.T, self.names, self.max_nodes, self.weights, self.loss = X, T, list(names), max_nodes, weights, loss
         self.best, self.seen = {}, set()  # complexity -> (loss, expression)
         with np.errstate(all="ignore"): self.A = np.hstack([X, X**2, np.exp(X)])  # (N, 3d): what `guided` may add
@@ -174,7 +175,7 @@ class Archive:
         def margins(c):
             v, J = f(self.X, c)
             return v[:, None], [J]
-        try: c, value = newton(margins, constants(e), self.T, self.weights, self.loss, steps=steps)
+        try: c, value = newton(margins, constants(e), self.T, self.weights, self.loss, steps=steps, lapse=self.lapse)
         except (TypeError, ValueError, np.linalg.LinAlgError): return False  # complex or diverging constants
         if not value < self.best.get(n, (np.inf,))[0]: return False
         self.best[n] = value, with_constants(e, c)
@@ -189,9 +190,9 @@ class Archive:
             with _tidy(): return compile_numpy(_put(e, at, s + sympy.Float(h)), self.names)(self.X)
         up, down, w = moved(1e-4), moved(-1e-4), 1.0 if self.weights is None else self.weights
         slope, f = (up - down) / 2e-4, (up + down) / 2  # df/ds at that place
-        p = f if self.loss == "squared" else probabilities(f[:, None])[:, 1]
-        curve = (1.0 if self.loss == "squared" else p * (1 - p)) * slope**2 * w
-        with np.errstate(all="ignore"): gradient, curvature = self.A.T @ (w * (self.T[:, 0] - p) * slope), (self.A**2).T @ curve
+        G, p, trust = (a if a.ndim == 1 else a[:, 0] for a in residual(f[:, None], self.T, self.loss, self.lapse))
+        curve = (1.0 if self.loss == "squared" else trust * p * (1 - p)) * slope**2 * w
+        with np.errstate(all="ignore"): gradient, curvature = self.A.T @ (-w * G * slope), (self.A**2).T @ curve
         with np.errstate(all="ignore"): gain = np.nan_to_num(gradient**2 / curvature, nan=0.0, posinf=0.0)
         if not allow_exp: gain[2 * len(self.names):] = 0
         j = np.argsort(-gain, kind="stable")[min(int(r.exponential(1.0)), 2, len(gain) - 1)]
@@ -226,7 +227,7 @@ class Archive:
             self.add(new)
             tried += len(self.seen) > before
 
-# %% ../../nbs/laws/symbolic.ipynb #71ba18a3
+# %% ../../nbs/laws/symbolic.ipynb #4e47099f
 def _unsquashed(text, names, keep):
     "An engine's text as an expression, tanh taken off where it served as a squasher only; None for a constant out of range."
     try: e = parse(text, names)
@@ -241,30 +242,29 @@ def _unsquashed(text, names, keep):
 def _rows(n, limit, seed):
     return np.sort(np.random.default_rng(seed).choice(n, limit, replace=False)) if n > limit else np.arange(n)
 
-def search_margin(X, y, T, names, *, engine, operators, max_nodes, max_evaluations, n_restarts, n_edits, seed, weights=None, loss="log", squash=False, starts=(), max_rows=2000):
+def search_margin(X, y, T, names, *, engine, operators, max_nodes, max_evaluations, n_restarts, n_edits, seed, weights=None, loss="log", lapse=0.0, squash=False, starts=(), max_rows=2000):
     """The front of one margin: [(complexity, loss, text)].
 
     y (N,) is what the engine fits by squares, T (N,) what constants are fitted to by likelihood; `starts` are texts that enter the archive first.
     """
     rows = _rows(len(X), max_rows, seed)
     search = search_operon if engine == "operon" else _search_pysr
-    found = list(starts)
+    sources = [list(starts)]
     for i in range(n_restarts if max_evaluations >= 1 and np.ptp(y) > 0 else 0):
         some = _rows(len(X), max_rows, seed + i)  # every restart sees other rows
-        found += search(X[some], y[some], names, (*operators, "tanh") if squash and "tanh" not in operators else operators, max_nodes + 4 * squash, max_evaluations, seed + i)
-    found = [e for t in found if (e := _unsquashed(t, names, "tanh" in operators)) is not None]
+        sources.append(search(X[some], y[some], names, (*operators, "tanh") if squash and "tanh" not in operators else operators, max_nodes + 4 * squash, max_evaluations, seed + i))
+    sources = [[e for t in texts if (e := _unsquashed(t, names, "tanh" in operators)) is not None] for texts in sources]
     if engine == "pysr":  # it has no free scale around a form, as Operon has
         import sympy
-        with _tidy(): found += [sympy.Float(1.0) * e for e in found]
+        with _tidy(): sources = [forms + [sympy.Float(1.0) * e for e in forms] for forms in sources]
     def refined(forms, n_edits, seed):
-        archive = Archive(X[rows], T[rows, None], names, max_nodes, None if weights is None else weights[rows], loss)
+        archive = Archive(X[rows], T[rows, None], names, max_nodes, None if weights is None else weights[rows], loss, lapse)
         for e in forms: archive.add(e, steps=20)
         archive.refine(n_edits, seed, operators)
         return archive
-    start = len(found)
-    islands = 3 if n_edits >= 300 else 0  # independent refinements fall into different dead ends; a last one starts from the best of all
-    for i in range(islands): found = found + [e for _, _, e in refined(found[:start], n_edits // 4, seed + i + 1).front()]
-    archive = refined(found, n_edits - islands * (n_edits // 4), seed)
+    found, islands = sum(sources, []), 4 if n_edits >= 300 else 0  # refinements apart, from different starts, fall into different dead ends; a last one starts from the best of all
+    apart = [e for i in range(islands) for _, _, e in refined(sources[i % len(sources)] or found, n_edits // 6, seed + i + 1).front()]
+    archive = refined(found + apart, n_edits - islands * (n_edits // 6), seed)
     return [(n, value, to_text(e)) for n, value, e in archive.front()]
 
 def _search_pysr(X, y, names, operators, max_nodes, max_evaluations, seed):
@@ -289,7 +289,7 @@ def _in_processes(jobs, n_jobs):
     from joblib import Parallel, delayed
     return Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs)
 
-# %% ../../nbs/laws/symbolic.ipynb #7d23b449
+# %% ../../nbs/laws/symbolic.ipynb #aa5e4198
 def pareto(complexities, losses):
     "Indices of the candidates that no simpler or equally simple one beats, simplest first."
     out = []
@@ -313,7 +313,7 @@ def scores(complexities, losses):
     for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]): out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #38c13c62
+# %% ../../nbs/laws/symbolic.ipynb #4938699f
 class Lambda:
     "A law as a function of columns: `f(X)` with X (N, d) or a DataFrame gives values (N,)."
     def __init__(self, text, names): self.text, self.names = text, list(names)
@@ -436,7 +436,7 @@ def inner_split(y, groups, seed, classes=True):
             if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
     return rows, rows
 
-# %% ../../nbs/laws/symbolic.ipynb #e5e9d7a8
+# %% ../../nbs/laws/symbolic.ipynb #cc95eac6
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
 
@@ -519,7 +519,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
 def _values(law, X, names):
     return np.stack([compile_numpy(e, names)(X) for e in law], 1)
 
-# %% ../../nbs/laws/symbolic.ipynb #1c80a1e9
+# %% ../../nbs/laws/symbolic.ipynb #02ae43b7
 class SymbolicClassifier(ClassifierMixin, _Law):
     """Classes by equations that a person can read.
 
@@ -532,16 +532,18 @@ class SymbolicClassifier(ClassifierMixin, _Law):
     teacher : classifier with predict_proba, optional
         Taken as it is if fitted on the same columns, else a clone is fitted; by default a network of 64-64 units.
     class_weight : None, 'balanced' or dict
+    lapse : float
+        Fraction of labels taken to be slips, so that a few wrong ones cannot bend the law; in [0, 0.5).
 
     Attributes
     ----------
     classes_, equations_ (DataFrame), expressions_ (list of str), complexity_ (nodes a margin), used_ (columns used), engine_, target_ ('labels' or 'teacher', what the selected law was fitted to)
     """
 
-    def __init__(self, engine="auto", *, target="auto", teacher=None, max_nodes=20, operators=OPERATORS, max_evaluations=None, n_restarts=None, n_edits=None, class_weight=None, digits=4,
+    def __init__(self, engine="auto", *, target="auto", teacher=None, max_nodes=20, operators=OPERATORS, max_evaluations=None, n_restarts=None, n_edits=None, class_weight=None, lapse=0.01, digits=4,
                  tolerance=0.02, n_jobs=None, random_state=None):
         self.engine, self.target, self.teacher, self.max_nodes, self.operators = engine, target, teacher, max_nodes, operators
-        self.max_evaluations, self.n_restarts, self.n_edits, self.class_weight = max_evaluations, n_restarts, n_edits, class_weight
+        self.max_evaluations, self.n_restarts, self.n_edits, self.class_weight, self.lapse = max_evaluations, n_restarts, n_edits, class_weight, lapse
         self.digits, self.tolerance, self.n_jobs, self.random_state = digits, tolerance, n_jobs, random_state
 
     def fit(self, X, y, *, groups=None):
@@ -552,6 +554,7 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         import sympy
         self._check()
         if self.target not in ("auto", "labels", "teacher"): raise ValueError(f"target must be 'auto', 'labels' or 'teacher', got {self.target!r}")
+        if not 0 <= self.lapse < 0.5: raise ValueError(f"lapse must be at least 0 and below 0.5, got {self.lapse!r}")
         X, y = self._data(X, y=y, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, y = np.unique(y, return_inverse=True)
@@ -582,17 +585,17 @@ class SymbolicClassifier(ClassifierMixin, _Law):
             some, jobs = self._varying(Z[train], 30, onehot[train]), []
             for kind, (fit_to, probability) in targets.items():
                 T = margin(probability)
-                sums = sparse_sums(Z[train][:, some], T[train], [names[j] for j in some], self.max_nodes, weights=weights[train], steps=5 * len(labels))
+                sums = sparse_sums(Z[train][:, some], T[train], [names[j] for j in some], self.max_nodes, weights=weights[train], steps=5 * len(labels), lapse=self.lapse)
                 laws += sums
                 for k in range(len(labels)):
                     jobs.append(dict(X=Z[train], y=margin(fit_to)[train, k], T=T[train, k], names=names, engine=self.engine_, operators=tuple(self.operators), max_nodes=self.max_nodes,
-                                     max_evaluations=each, n_restarts=restarts, n_edits=edits, seed=seed + 1000 * len(jobs), weights=weights[train], squash=kind == "labels",
+                                     max_evaluations=each, n_restarts=restarts, n_edits=edits, seed=seed + 1000 * len(jobs), weights=weights[train], lapse=self.lapse, squash=kind == "labels",
                                      starts=list(dict.fromkeys(to_text(l[k]) for l in sums))))
             fronts = _in_processes(jobs, self.n_jobs)
             for i in range(len(targets)): laws += _combine(fronts[i * len(labels):(i + 1) * len(labels)])
         unique = {tuple(to_text(rounded(e, 6)) for e in law): law for law in laws}
         candidates = [(law, kind) for law in unique.values() for kind in targets]
-        fit = lambda law, kind, rows, steps: fit_constants(law, Z[rows], margin(targets[kind][1])[rows], names, weights=weights[rows], steps=steps)[0]
+        fit = lambda law, kind, rows, steps: fit_constants(law, Z[rows], margin(targets[kind][1])[rows], names, weights=weights[rows], steps=steps, lapse=self.lapse)[0]
         fitted = [fit(law, kind, train, 15) for law, kind in candidates]
         losses = np.array([self._held_out(law, Z[held], margin(onehot)[held], weights[held], names) for law in fitted])
         for rounds in range(2 if len(train) < 200 else 9):  # choose, then try the choice with one part less, until every part is needed
@@ -613,10 +616,9 @@ class SymbolicClassifier(ClassifierMixin, _Law):
     @staticmethod
     def _decide(F): return (F[:, 0] > 0).astype(int) if F.shape[1] == 1 else F.argmax(1)
 
-    @staticmethod
-    def _held_out(law, Z, T, weights, names):
+    def _held_out(self, law, Z, T, weights, names):
         F = _values(law, Z, names)
-        return margin_loss(np.clip(F, -50, 50), T, weights) if np.isfinite(F).all() else np.inf
+        return margin_loss(np.clip(F, -50, 50), T, weights, lapse=self.lapse) if np.isfinite(F).all() else np.inf
 
     def _teach(self, X, y, train, seed):
         "The teacher's probabilities (N, K) in the order of classes_; a teacher of our own sees the training rows only."
