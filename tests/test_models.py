@@ -1,0 +1,243 @@
+"""VAE, black box and sparse network on the installed package: contracts, known answers, bad input."""
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from cellinterp.data import simulate_nuclei
+from cellinterp.explain import law_boundary, margin, strongest, traversals
+from cellinterp.factors import VAE, describe_factors
+from cellinterp.factors.objectives import PRICES, kl_per_factor, total_correlation
+from cellinterp.laws import BlackBoxClassifier, SparseClassifier
+from cellinterp.laws.sparse import SparseNetwork
+from cellinterp.training import load, save
+
+SMALL = dict(widths=(8, 8, 16, 16), device="cpu", random_state=0)
+
+
+@pytest.fixture(scope="module")
+def cells(): return simulate_nuclei(160, size=48, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def vae(cells): return VAE(5, "beta", frame="aligned", supervision=0.5, hidden=48, max_steps=80, **SMALL).fit(cells.images, cells.labels)
+
+
+# objectives -------------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_kl_against_monte_carlo():
+    torch.manual_seed(0)
+    mu, logvar = torch.tensor([[0.7, -1.2]]), torch.tensor([[-1.0, 0.3]])
+    z = mu + torch.randn(400_000, 2) * (0.5 * logvar).exp()
+    estimate = (-0.5 * ((z - mu) ** 2 / logvar.exp() + logvar) + 0.5 * z**2).mean(0)
+    torch.testing.assert_close(kl_per_factor(mu, logvar), estimate, atol=0.01, rtol=0)
+
+
+def test_total_correlation_against_a_slow_reference():
+    "The minibatch-weighted estimate, term by term in numpy (Chen et al. 2018, eq. 5)."
+    rng = np.random.default_rng(0)
+    mu, logvar, n = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)) * 0.3, 50
+    z = mu + np.exp(0.5 * logvar) * rng.normal(size=mu.shape)
+    density = lambda z, m, v: np.exp(-0.5 * (z - m) ** 2 / np.exp(v)) / np.sqrt(2 * np.pi * np.exp(v))
+    total = 0
+    for i in range(7):
+        joint = sum(np.prod([density(z[i, j], mu[k, j], logvar[k, j]) for j in range(3)]) for k in range(7)) / (7 * n)
+        alone = [sum(density(z[i, j], mu[k, j], logvar[k, j]) for k in range(7)) / (7 * n) for j in range(3)]
+        total += (np.log(joint) - np.sum(np.log(alone))) / 7
+    as_t = lambda a: torch.as_tensor(a)
+    assert total_correlation(as_t(z), as_t(mu), as_t(logvar), n).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_prices_agree_where_they_must():
+    torch.manual_seed(0); mu, logvar = torch.randn(16, 4), torch.randn(16, 4) * .1
+    z, kl = mu + torch.randn(16, 4), kl_per_factor(mu, logvar).sum()
+    torch.testing.assert_close(PRICES["beta"](mu, logvar, z, beta=1.0), kl)
+    torch.testing.assert_close(PRICES["beta-tc"](mu, logvar, z, beta=1.0, n_rows=100), kl)            # beta = 1: no extra price
+    torch.testing.assert_close(PRICES["capacity"](mu, logvar, z, progress=0.0, gamma=1.0), kl)        # capacity starts at 0
+
+
+@pytest.mark.parametrize("capacity", [4.0, 12.0])
+def test_the_capacity_objective_holds_the_kl(cells, capacity):
+    model = VAE(6, capacity=capacity, hidden=32, max_steps=250, learning_rate=4e-3, **SMALL).fit(cells.images)
+    assert model.kl_.sum() == pytest.approx(capacity, rel=0.35)
+
+
+# VAE ----------------------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_vae_contract(cells, vae):
+    Z = vae.transform(cells.images)
+    assert Z.shape == (160, 5) and Z.dtype == np.float32 and np.isfinite(Z).all()
+    assert vae.inverse_transform(Z).shape == cells.images.shape
+    assert clone(vae).get_params() == vae.get_params()
+    assert set(vae.history_.columns) >= {"step", "loss", "reconstruction", "kl", "cross_entropy"}
+    again = clone(vae).fit(cells.images, cells.labels)
+    assert np.array_equal(again.transform(cells.images), Z)                                          # same seed, same model
+    assert vae.describe(cells.images).columns.tolist() == ["factor", "kl", "property", "r", "r_second", "second", "name"]
+    assert 0 <= vae.reconstruction_percentile(cells.images).min()
+
+
+def test_vae_draws_in_the_images_own_range():
+    rng = np.random.default_rng(0)
+    images = (20000 + 3000 * rng.normal(size=(60, 1, 40, 40))).astype(np.uint16)
+    model = VAE(3, max_steps=150, hidden=16, learning_rate=1e-2, **SMALL).fit(images)
+    assert model.inverse_transform(model.transform(images)).mean() == pytest.approx(20000, rel=0.03)
+
+
+def test_noise_is_unlike_the_training_cells(cells, vae):
+    noise = np.random.default_rng(0).integers(0, 255, cells.images.shape).astype(np.uint8)
+    assert np.median(vae.reconstruction_percentile(noise)) > 90                                      # training cells: 50, by construction
+
+
+def test_orientation_is_not_in_aligned_factors(cells):
+    "What a random turn moves is small against the distance between cells, and smaller than for a VAE that draws the cell as it lies."
+    def moved(model):
+        Z, turned = model.transform(cells.images), model.transform(np.rot90(cells.images, axes=(2, 3)).copy())
+        return np.linalg.norm(Z - turned, axis=1).mean() / np.linalg.norm(Z[:-1] - Z[1:], axis=1).mean()
+    options = dict(hidden=32, max_steps=80, **SMALL)
+    aligned, plain = (VAE(5, "beta", frame=f, **options).fit(cells.images) for f in ("aligned", "image"))
+    assert moved(aligned) < 1e-3 < moved(plain)
+
+
+@pytest.mark.parametrize("model", ["vae", "blackbox"])
+def test_save_and_load(tmp_path, cells, vae, model):
+    fitted = vae if model == "vae" else BlackBoxClassifier(max_steps=5, **SMALL).fit(cells.images, cells.labels)
+    save(fitted, tmp_path / "m"); back = load(tmp_path / "m")
+    f = (lambda m: m.transform(cells.images)) if model == "vae" else (lambda m: m.predict_proba(cells.images))
+    assert np.array_equal(f(fitted), f(back))
+
+
+@pytest.mark.parametrize("change,match", [
+    (dict(objective="gamma"), "objective"), (dict(frame="polar"), "frame"), (dict(n_factors=0), "n_factors"), (dict(supervision=-1), "supervision")])
+def test_vae_refuses_bad_arguments(cells, change, match):
+    with pytest.raises(ValueError, match=match): VAE(**{**dict(max_steps=1), **change}).fit(cells.images, cells.labels)
+
+
+def nan(x): x = x.astype(np.float32); x[0, 0, 3, 3] = np.nan; return x
+def inf(x): x = x.astype(np.float32); x[0, 0, 3, 3] = np.inf; return x
+
+
+@pytest.mark.parametrize("estimator", [VAE(4, supervision=1.0, max_steps=1), BlackBoxClassifier(max_steps=1)])
+@pytest.mark.parametrize("spoil,match", [
+    (lambda x, y: (nan(x), y), "(?i)nan"), (lambda x, y: (inf(x), y), "(?i)inf"), (lambda x, y: (x, np.full(len(y), "a")), "(?i)class"),
+    (lambda x, y: (x, y[:-1]), "labels"), (lambda x, y: (x[:, :, :20, :20], y), "32"), (lambda x, y: (x[0, 0], y), "images"), (lambda x, y: (x[:0], y[:0]), "images")])
+def test_bad_images_are_refused_before_work_starts(cells, estimator, spoil, match):
+    x, y = spoil(cells.images, cells.labels)
+    with pytest.raises(ValueError, match=match): clone(estimator).fit(x, y)
+
+
+def test_a_fitted_model_refuses_other_sizes(cells, vae):
+    with pytest.raises(ValueError, match="was fitted on"): vae.transform(cells.images[..., :40])
+    with pytest.raises(ValueError, match="factors must have"): vae.draw(np.zeros((1, 9)))
+
+
+# black box ----------------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_black_box_learns_and_does_not_see_the_angle(cells):
+    two = cells.select(["interphase", "metaphase"])
+    model = BlackBoxClassifier(max_steps=120, **SMALL).fit(two.images, two.labels)
+    fresh = simulate_nuclei(200, size=48, random_state=1).select(["interphase", "metaphase"])
+    assert balanced_accuracy_score(fresh.labels, model.predict(fresh.images)) > 0.9
+    P = model.predict_proba(fresh.images)
+    assert np.allclose(P.sum(1), 1, atol=1e-5)
+    assert np.allclose(P, model.predict_proba(np.rot90(fresh.images, axes=(2, 3)).copy()), atol=1e-3)
+    logits = model.module_(torch.zeros(2, 1, 48, 48))
+    assert logits.shape == (2, 2)                                                                     # a plain module: x -> logits
+
+
+# sparse networks ------------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_counts_and_clean_against_brute_force():
+    "A weight counts if zeroing it can change an output."
+    torch.manual_seed(0)
+    for _ in range(20):
+        net = SparseNetwork(5, (4, 3), 2)
+        for k, mask in enumerate(net.masks()): mask.copy_((torch.rand_like(mask) < .45).float())
+        reach = [m.numpy() for m in net.masks()]
+        forward = [np.ones(5, bool)]
+        for m in reach: forward.append((m * forward[-1]).sum(1) > 0)
+        backward = [np.ones(2, bool)]
+        for m in reach[::-1]: backward.insert(0, (m * backward[0][:, None]).sum(0) > 0)
+        expected = sum(int((m * forward[k] * backward[k + 1][:, None]).sum()) for k, m in enumerate(reach))
+        x = torch.randn(6, 5); before = net(x)
+        net.clean()
+        assert int(sum(m.sum() for m in net.masks())) == expected
+        torch.testing.assert_close(net(x), before)
+
+
+def test_sparse_finds_what_matters_in_a_product():
+    rng = np.random.default_rng(1)
+    Z = rng.normal(size=(2500, 12)).astype(np.float32)
+    y = np.where((Z[:, 1] * Z[:, 7] + Z[:, 4] > 0) ^ (rng.random(2500) < .02), "on", "off")
+    model = SparseClassifier(random_state=0).fit(Z[:2000], y[:2000])
+    dense = SparseClassifier(sparsify=False, random_state=0).fit(Z[:2000], y[:2000])
+    assert {1, 4, 7} <= set(model.kept_) and len(model.kept_) <= 6
+    assert model.score(Z[2000:], y[2000:]) >= .97 * dense.score(Z[2000:], y[2000:])
+    assert model.n_weights_ < dense.n_weights_ / 5
+    assert model.path_.chosen.sum() == 1
+
+
+def test_sparse_keeps_identity_of_columns():
+    rng = np.random.default_rng(0)
+    Z = sparse.random_array((300, 30), density=.3, rng=rng, format="csr", dtype=np.float32)
+    y = (Z.toarray()[:, 11] > 0).astype(int)
+    model = SparseClassifier(random_state=0).fit(Z, y)
+    out = model.transform(Z)
+    assert isinstance(out, sparse.csr_array) and out.shape == Z.shape
+    assert np.array_equal(np.unique(out.nonzero()[1]), np.intersect1d(model.kept_, np.unique(Z.nonzero()[1])))
+    assert np.array_equal(out.toarray()[:, 11], Z.toarray()[:, 11]) and 11 in model.kept_
+
+
+def test_groups_stay_whole_in_the_inner_split(monkeypatch):
+    import cellinterp.data.splits as splits
+    seen = []
+    real = splits.split
+    monkeypatch.setattr(splits, "split", lambda labels, groups=None, **k: seen.append((real(labels, groups, **k), groups)) or seen[-1][0])
+    rng = np.random.default_rng(0); Z = rng.normal(size=(200, 4)).astype(np.float32); g = np.repeat(np.arange(20), 10).astype(str)
+    SparseClassifier(max_steps=10, random_state=0).fit(Z, np.where(Z[:, 0] > 0, "a", "b"), groups=g)
+    (a, b), groups = seen[0]
+    assert groups is g and not set(g[a]) & set(g[b])
+
+
+def test_sparse_check_estimator():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for estimator, check in estimator_checks_generator(SparseClassifier(random_state=0)): check(estimator)
+
+
+def test_pipeline_end_to_end(cells, tmp_path):
+    from cellinterp.laws import SymbolicClassifier
+    pipe = make_pipeline(VAE(4, "beta", frame="aligned", supervision=.5, hidden=32, max_steps=60, **SMALL), SparseClassifier(max_steps=40, random_state=0),
+                         SymbolicClassifier(max_evaluations=2000, n_restarts=1, n_edits=10, random_state=0)).fit(cells.images, cells.labels)
+    save(pipe, tmp_path / "m")
+    assert np.array_equal(load(tmp_path / "m").predict(cells.images), pipe.predict(cells.images))
+    assert pipe.score(cells.images, cells.labels) > .5                                                # chance is .2
+
+
+# pictures -----------------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_boundary_is_drawn_over_the_two_strongest(cells, vae):
+    from sklearn.linear_model import LogisticRegression
+    Z = vae.transform(cells.images)
+    law = LogisticRegression(max_iter=500).fit(Z * np.array([0, 1, 0, 5, 0]), cells.labels)
+    scaled = type("Law", (), dict(classes_=law.classes_, decision_function=lambda self, X: law.decision_function(np.asarray(X) * np.array([0, 1, 0, 5, 0]))))()
+    order, moves = strongest(margin(scaled, "metaphase", "interphase"), Z)
+    assert set(order[:2]) == {1, 3} and np.allclose(moves[2:], 0)
+    figure = law_boundary(scaled, vae, Z, cells.labels, "metaphase", "interphase")
+    assert len(figure.axes) == 2 + 14                                                                # map, colour bar, seven cells an axis
+    assert len(traversals(vae, [0, 2], n_steps=5).axes) == 10
+    with pytest.raises(ValueError, match="unknown class"): margin(law, "telophase")
+
+
+def test_names_hold_up_under_chance():
+    rng = np.random.default_rng(0)
+    import pandas as pd
+    shape = pd.DataFrame(rng.normal(size=(400, 3)), columns=["area", "solidity", "texture"])
+    Z = np.c_[-shape.area + .2 * rng.normal(size=400), rng.normal(size=(400, 60))]
+    table = describe_factors(Z, shape)
+    assert table.name[0].startswith("area, r = −0.9") and set(table.name[1:]) == {"unnamed"}
