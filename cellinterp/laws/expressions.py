@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'UNARY', 'FUNCTIONS', 'parse', 'to_text', 'rounded', 'reb
            'constants', 'with_constants', 'compile_numpy', 'evaluate', 'to_torch', 'margin_loss', 'probabilities',
            'residual', 'newton', 'fit_constants', 'canonical']
 
-# %% ../../nbs/laws/expressions.ipynb #f5a9bf8b
+# %% ../../nbs/laws/expressions.ipynb #d5db3b60
 import ast, keyword, math, operator, re
 from functools import reduce
 
@@ -15,7 +15,7 @@ import numpy as np
 
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
-# %% ../../nbs/laws/expressions.ipynb #774f8455
+# %% ../../nbs/laws/expressions.ipynb #e14c009d
 def _sign(v): return np.sign(v)
 
 UNARY = {  # sympy's class name: (value, derivative given argument v and value f)
@@ -29,7 +29,7 @@ _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div":
 _POWERS = {"square": 2, "cube": 3, "inv": -1}
 FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})  # all that `parse` accepts
 
-# %% ../../nbs/laws/expressions.ipynb #d352d751
+# %% ../../nbs/laws/expressions.ipynb #c6e3257c
 def _tidy():
     "Keep c*(x + y) as it is: sympy would multiply it out to c*x + c*y, which is the same value with more to read."
     from sympy.core.parameters import distribute
@@ -123,7 +123,7 @@ def parse(text, names=None):
     if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I): raise ValueError(f"{shown!r} has no finite real value")
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #9175f18f
+# %% ../../nbs/laws/expressions.ipynb #c759cb39
 _printer = None
 
 def to_text(expr):
@@ -170,7 +170,7 @@ def tidy_names(names):
         out.append(n)
     return out
 
-# %% ../../nbs/laws/expressions.ipynb #a3af0480
+# %% ../../nbs/laws/expressions.ipynb #16ab54c3
 def complexity(expr):
     """PySR's node count of an expression (text or sympy).
 
@@ -197,7 +197,7 @@ def complexity(expr):
     parts = [complexity(a) for a in expr.args]
     return sum(parts) + max(len(parts) - 1, 1)
 
-# %% ../../nbs/laws/expressions.ipynb #5d863c8b
+# %% ../../nbs/laws/expressions.ipynb #8d4edd2d
 def _floats(expr):
     "The fittable constants: Floats, in the order of the tree (whole numbers are structure)."
     return [expr] if expr.is_Float else [c for a in expr.args for c in _floats(a)]
@@ -287,7 +287,7 @@ def evaluate(expr, X, names=None):
     if names is None: names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
     return compile_numpy(expr, names)(np.asarray(X, dtype=np.float64))
 
-# %% ../../nbs/laws/expressions.ipynb #57360eca
+# %% ../../nbs/laws/expressions.ipynb #7020f70b
 def to_torch(exprs, names):
     """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter `constants` (p,)."""
     import torch
@@ -319,7 +319,7 @@ def to_torch(exprs, names):
         def extra_repr(self): return "; ".join(to_text(e) for e in exprs)
     return Law()
 
-# %% ../../nbs/laws/expressions.ipynb #2106efd5
+# %% ../../nbs/laws/expressions.ipynb #5b4bac59
 def margin_loss(F, T, weights=None, loss="log", lapse=0.0):
     "Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the squared error."
     w = np.ones(len(F)) if weights is None else weights
@@ -406,7 +406,7 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps, lapse=lapse)
     return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
 
-# %% ../../nbs/laws/expressions.ipynb #4083251a
+# %% ../../nbs/laws/expressions.ipynb #39b092b3
 def _pull(e):
     "A sum whose every term has a constant, as (constant, sum with one constant fewer)."
     if not e.is_Add: return 1, e
@@ -449,7 +449,7 @@ def canonical(expr):
             if e.is_Pow: return k ** args[1] * parts[0] ** args[1]
             for i, s in enumerate(parts):  # -3*(b - a) reads better as 3*(a - b)
                 minus = sum(t.as_coeff_Mul()[0].is_negative for t in s.args) if s.is_Add else 0
-                if s.is_Add and (k == -1 or (k.is_Float and minus and (2 * minus > len(s.args) or (2 * minus == len(s.args) and k < 0)))): k, parts[i] = -k, sympy.Add(*[-t for t in s.args])
+                if s.is_Add and (k == -1 or minus == len(s.args) or (k.is_Float and minus and (2 * minus > len(s.args) or (2 * minus == len(s.args) and k < 0)))): k, parts[i] = -k, sympy.Add(*[-t for t in s.args])
             return k * sympy.Mul(*parts)
         if isinstance(e, sympy.exp) and args[0].is_Add:
             c, t = args[0].as_coeff_Add()

@@ -7,7 +7,7 @@ __all__ = ['OPERATORS', 'KINDS', 'check_operators', 'search_operon', 'sparse_sum
            'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'inner_split', 'SymbolicRegressor',
            'SymbolicClassifier']
 
-# %% ../../nbs/laws/symbolic.ipynb #10642306
+# %% ../../nbs/laws/symbolic.ipynb #72ee8954
 import warnings
 
 import numpy as np
@@ -22,7 +22,7 @@ from .expressions import (canonical, compile_numpy, complexity, constants, fit_c
 
 OPERATORS = ("+", "-", "*", "/", "square", "exp")
 
-# %% ../../nbs/laws/symbolic.ipynb #52cf6a33
+# %% ../../nbs/laws/symbolic.ipynb #027a6398
 _OPERON = {"+": "add", "-": "sub", "*": "mul", "/": "div", **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")}}
 
 def check_operators(operators):
@@ -48,7 +48,7 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed):
         label = {h: names[int(v[1:]) - 1] for h, v in engine.variables_.items()}  # Operon calls them X1, X2, ...
         return [f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_]
 
-# %% ../../nbs/laws/symbolic.ipynb #f619850e
+# %% ../../nbs/laws/symbolic.ipynb #e6d8b9d9
 def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60, lapse=0.0):
     """Joint laws of growing size, one list of m expressions each, from forward selection of terms.
 
@@ -96,7 +96,7 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
         active[k].append(int(j))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #d7c39cd5
+# %% ../../nbs/laws/symbolic.ipynb #47fbb11d
 def _paths(e, at=()):
     "Every place in an expression (exponents are structure and left alone)."
     yield at, e
@@ -227,7 +227,7 @@ class Archive:
             self.add(new)
             tried += len(self.seen) > before
 
-# %% ../../nbs/laws/symbolic.ipynb #4e47099f
+# %% ../../nbs/laws/symbolic.ipynb #4cf48ed4
 def _unsquashed(text, names, keep):
     "An engine's text as an expression, tanh taken off where it served as a squasher only; None for a constant out of range."
     try: e = parse(text, names)
@@ -289,7 +289,7 @@ def _in_processes(jobs, n_jobs):
     from joblib import Parallel, delayed
     return Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs)
 
-# %% ../../nbs/laws/symbolic.ipynb #aa5e4198
+# %% ../../nbs/laws/symbolic.ipynb #eef61fb8
 def pareto(complexities, losses):
     "Indices of the candidates that no simpler or equally simple one beats, simplest first."
     out = []
@@ -313,7 +313,7 @@ def scores(complexities, losses):
     for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]): out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
     return out
 
-# %% ../../nbs/laws/symbolic.ipynb #4938699f
+# %% ../../nbs/laws/symbolic.ipynb #633abbb0
 class Lambda:
     "A law as a function of columns: `f(X)` with X (N, d) or a DataFrame gives values (N,)."
     def __init__(self, text, names): self.text, self.names = text, list(names)
@@ -357,6 +357,9 @@ class _Law(BaseEstimator):
 
     def _store(self, laws, labels, losses, chosen):
         "laws: one list of expressions a candidate, simplest first; labels: the margins' names."
+        texts = [[to_text(e) for e in law] for law in laws]
+        keep = [i for i, t in enumerate(texts) if i == chosen or (t not in texts[:i] and t != texts[chosen])]  # two forms can become one when written out
+        laws, losses, chosen = [laws[i] for i in keep], [losses[i] for i in keep], keep.index(chosen)
         rows = []
         totals = [sum(complexity(e) for e in law) for law in laws]
         for i, (law, score) in enumerate(zip(laws, scores(totals, losses))):
@@ -436,7 +439,7 @@ def inner_split(y, groups, seed, classes=True):
             if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
     return rows, rows
 
-# %% ../../nbs/laws/symbolic.ipynb #cc95eac6
+# %% ../../nbs/laws/symbolic.ipynb #c511f9df
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
 
@@ -519,7 +522,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
 def _values(law, X, names):
     return np.stack([compile_numpy(e, names)(X) for e in law], 1)
 
-# %% ../../nbs/laws/symbolic.ipynb #02ae43b7
+# %% ../../nbs/laws/symbolic.ipynb #72448d62
 class SymbolicClassifier(ClassifierMixin, _Law):
     """Classes by equations that a person can read.
 
