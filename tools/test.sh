@@ -31,7 +31,7 @@ tutorials() {
 }
 
 stage export generated
-stage notebooks nbdev-test --n_workers 2 --pause 0.1
+stage notebooks nbdev-test --n-workers 2 --pause 0.1
 stage tutorials tutorials
 stage docs python tools/build_docs.py
 stage pytest python -m pytest
