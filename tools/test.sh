@@ -31,7 +31,8 @@ tutorials() {
 }
 
 stage export generated
-stage notebooks nbdev-test --n-workers 2 --pause 0.1
+# one process: with several, those that hold joblib workers wait five minutes for them to retire
+stage notebooks nbdev-test --n-workers 0
 stage tutorials tutorials
 stage docs python tools/build_docs.py
 stage pytest python -m pytest
