@@ -16,7 +16,7 @@ __all__ = ['ImageEstimator', 'ConvBlocks', 'pad_to']
 
 # %% ../../nbs/training/images.ipynb #3e5ceae7
 class ImageEstimator(TorchEstimator):
-    "A torch estimator on images (N, C, H, W) of any numeric dtype: learns `image_shape_` (C, H, W) and the range `image_low_`, `image_high_` (C,)."
+    "A torch estimator on images (N, C, H, W) or volumes (N, C, D, H, W), any numeric dtype: learns `image_shape_` (C, …) and the range `image_low_`, `image_high_` (C,)."
 
     def _learn_scale(self, images: np.ndarray):
         self.image_shape_ = tuple(int(s) for s in images.shape[1:])
@@ -26,11 +26,11 @@ class ImageEstimator(TorchEstimator):
         self.image_high_ = np.where(self.image_high_ > self.image_low_, self.image_high_, self.image_low_ + 1).astype(np.float32)
 
     def _range(self, device):
-        low, high = (torch.as_tensor(v, device=device).view(-1, 1, 1) for v in (self.image_low_, self.image_high_))
+        low, high = (torch.as_tensor(v, device=device).view(-1, *[1] * (len(self.image_shape_) - 1)) for v in (self.image_low_, self.image_high_))
         return low, high
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
-        "Pixels (B, C, H, W) of any dtype → float32, about [0, 1]."
+        "Pixels (B, C, …) of any dtype → float32, about [0, 1]."
         low, high = self._range(x.device)
         return (x.float() - low) / (high - low)
 
@@ -72,6 +72,6 @@ class ConvBlocks(nn.Sequential):
 
 
 def pad_to(x: torch.Tensor, multiple: int) -> torch.Tensor:
-    "Pad the last two axes by reflection, on both sides, to a multiple."
-    (top, bottom), (left, right) = (((-s % multiple) // 2, (-s % multiple + 1) // 2) for s in x.shape[-2:])
-    return F.pad(x, (left, right, top, bottom), mode="reflect") if top + bottom + left + right else x
+    "Pad the axes behind (B, C) by reflection, on both sides, to a multiple."
+    pads = [p for s in reversed(x.shape[2:]) for p in ((-s % multiple) // 2, (-s % multiple + 1) // 2)]   # last axis first
+    return F.pad(x, pads, mode="reflect") if any(pads) else x
