@@ -40,7 +40,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["cellinterp", "cellinterp.*"]),
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={"dev": lines("dev_requirements"), **{key[6:]: lines(key) for key in cfg if key.startswith("extra_")}},
     entry_points={
         "console_scripts": ["cellinterp=cellinterp.runs.cli:main"],
         "nbdev": ["cellinterp=cellinterp._modidx:d"],
