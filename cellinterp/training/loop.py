@@ -111,8 +111,8 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
         log_every = max(1, min(50, max_steps // 20))
         bar = _bar(max_steps, start, desc, verbose and acc.is_main_process)
         for t in range(start, max_steps):
-            if schedule == "onecycle":
-                for group, lr in zip(optimizer.param_groups, base): group["lr"] = lr * onecycle(t / max_steps)
+            for group, lr in zip(optimizer.param_groups, base):                      # a group may keep to a schedule of its own
+                if group.get("schedule", schedule) == "onecycle": group["lr"] = lr * onecycle(t / max_steps)
             mine = rows[t][acc.process_index::acc.num_processes].to(acc.device)
             with acc.autocast(): out = step(run, mine, t)
             optimizer.zero_grad(set_to_none=True)
