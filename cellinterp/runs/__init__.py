@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/runs/api.ipynb #8f237d86
+# %% ../../nbs/runs/api.ipynb #82108227
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "doctor": ["checkup"],
@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "predict": ["predict_table"],
     "report": ["notebook_to_html"],
     "run": ["Run", "read_result"],
+    "sweep": ["read_experiment", "sweep"],
 })
