@@ -83,6 +83,7 @@ def test_discriminator_learns_the_total_correlation():
 def test_factor_gradients_stay_apart():
     mu, logvar, z = codes()
     z = z.requires_grad_(); D = Discriminator(3, (8,))
+    assert factor_price(mu, logvar, z, discriminator=D, gamma=3.0).item() == pytest.approx(kl_per_factor(mu, logvar).sum().item() + 3 * D(z).mean().item(), rel=1e-5)
     factor_price(mu, logvar, z, discriminator=D, gamma=1.0).backward()
     assert z.grad.abs().sum() > 0 and all(p.grad is None for p in D.parameters())
     # d TC / dz is the discriminator's own gradient

@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/factors/api.ipynb #5bcef6e7
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "metrics": ["active", "beta_vae_score", "dci", "disentanglement", "explicitness", "factor_vae_score", "gaussian_total_correlation", "irs", "mig", "mig_sup", "modularity", "sap", "udr"],
     "naming": ["describe_factors"],
-    "objectives": ["PRICES", "kl_per_factor", "total_correlation"],
+    "objectives": ["PRICES", "Discriminator", "kl_per_factor", "total_correlation"],
     "vae": ["VAE"],
 })
