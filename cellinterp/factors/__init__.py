@@ -9,7 +9,10 @@ __all__ = []
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "metrics": ["active", "beta_vae_score", "dci", "disentanglement", "explicitness", "factor_vae_score", "gaussian_total_correlation", "irs", "mig", "mig_sup", "modularity", "sap", "udr"],
+    "affinity": ["AffinityVAE", "affinity_loss", "annealing"],
+    "affinity_matrices": ["affinity_map", "affinity_matrix", "check_affinity", "read_affinity"],
     "naming": ["describe_factors"],
     "objectives": ["PRICES", "Discriminator", "kl_per_factor", "total_correlation"],
+    "splats": ["SplatDecoder", "render_splats"],
     "vae": ["VAE"],
 })
