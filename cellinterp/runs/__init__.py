@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/runs/api.ipynb #82108227
+# %% ../../nbs/runs/api.ipynb #b7c98b63
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "collect": ["collect", "compare"],
     "doctor": ["checkup"],
     "execute": ["list_notebooks"],
     "predict": ["predict_table"],
