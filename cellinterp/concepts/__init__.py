@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "dictionary": ["ICFL"],
     "pursuit": ["matching_pursuit", "omp"],
     "probes": ["probe", "nearest_label", "replicate_map", "stability", "explained_cosine", "plot_alignment"],
+    "sae": ["BatchTopKSAE", "JumpReLUSAE", "MatryoshkaSAE", "TopKSAE"],
     "selectivity": ["Selectivity", "selectivity_scores", "held_out_selectivity", "quantile_active", "name_atoms", "atoms_table"],
     "stream": ["open_rows", "shuffled_batches"],
     "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
