@@ -27,6 +27,11 @@ def test_holding_a_factor_fixed(name):
     assert abs(HELD[name](TURNED, V) - 0.5) < 4 * (0.25 / 300) ** .5                      # chance between two factors, four standard errors
 
 
+def test_columns_vote_in_units_of_their_own_variance():
+    three = np.random.default_rng(1).uniform(-1.7, 1.7, (N, 3))
+    for f in HELD.values(): assert f(three * [1, 30, .2], three) == 1
+
+
 def test_mutual_information_of_counts():
     "Two bits that agree in 3 of 4 cases: I = ln 2 − H(1/4), by hand."
     v = np.tile([0, 0, 0, 0, 1, 1, 1, 1], 10); z = np.tile([0, 0, 0, 1, 1, 1, 1, 0], 10)
@@ -116,6 +121,9 @@ def test_classes_are_predicted_not_correlated():
     rng = np.random.default_rng(0)
     kind = rng.integers(0, 3, 900); Z = np.c_[np.array([0, 5, -5])[kind] + rng.normal(size=900), rng.normal(size=900)]
     truth = pd.DataFrame({"kind": np.array(list("abc"))[kind], "size": Z[:, 1]})
+    coin = rng.integers(0, 2, 9000); flip = lambda p: np.where(rng.random(9000) < p, 1 - coin, coin).astype(float)
+    bits = sap(np.stack([flip(.1), flip(.3)], 1), pd.DataFrame({"side": coin == 1}))
+    assert bits == pytest.approx((.9 - .5) / .5 - (.7 - .5) / .5, abs=.04)                   # above always saying the commoner class
     assert sap(Z, truth) > .9 and dci(Z, truth)["informativeness"] > .9 and mig(Z, truth) > .7
 
 
@@ -145,6 +153,8 @@ def test_udr_ranks_seeds_that_agree_above_those_that_do_not():
     a = truth[:, :1]; b = a + truth[:, 1:2]
     r = abs(pd.Series(a[:, 0]).corr(pd.Series(b[:, 0]), method="spearman"))
     assert udr([a, b]) == pytest.approx([r, r])                                             # r² / r on either side
+    both = np.c_[a, b]                                                                      # one column against two: (1² / 1 + r² / r + 1² / (1 + r)) / 3
+    assert udr([a, both]) == pytest.approx([(1 + r + 1 / (1 + r)) / 3] * 2)
 
 
 def test_nothing_active_scores_nothing():

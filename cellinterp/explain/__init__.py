@@ -8,5 +8,7 @@ __all__ = []
 # %% ../../nbs/explain/api.ipynb #5ebb73de
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "attacks": ["attack", "attack_curves", "differentiable", "half_turned", "plot_curves"],
+    "counterfactuals": ["Counterfactuals", "agreement", "counterfactuals", "measured_change", "plot_counterfactuals"],
     "pictures": ["boundary_panel", "confusion", "law_boundary", "margin", "strongest", "traversals"],
 })
