@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run', 'sweep', 'collect', 'compare', 'list_', 'data', 'predict', 'doctor', 'main']
 
-# %% ../../nbs/runs/cli.ipynb #8a26553b
+# %% ../../nbs/runs/cli.ipynb #6a7ee545
 import functools
 import os
 import sys
@@ -63,16 +63,18 @@ def run(notebook: Annotated[Optional[str], typer.Argument(help="A packaged noteb
 @_one_sentence
 def sweep(file: Annotated[str, typer.Argument(help="An experiment file (YAML), or a packaged experiment's name.")],
           out: Annotated[str, typer.Option("--out", "-o", help="Folder; every run gets one of its own in it.")],
-          where: Annotated[str, typer.Option("--where", help="local: processes of this machine.")] = "local",
+          where: Annotated[str, typer.Option("--where", help="local: processes of this machine; dask; slurm.")] = "local",
           workers: Annotated[Optional[int], typer.Option("--workers", "-w", help="Runs at a time.")] = None,
           devices: Annotated[Optional[str], typer.Option("--devices", metavar="0,1", help="GPUs: each run sees one of them; cpu for none.")] = None,
           limit: Annotated[Optional[int], typer.Option("--limit", help="At most so many runs now.")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is to do; start nothing.")] = False,
           keep_finished: Annotated[bool, typer.Option("--keep-finished", help="Results of older code count as finished, too; each tells its code_hash.")] = False,
+          scheduler: Annotated[Optional[str], typer.Option("--scheduler", metavar="tcp://…", help="A dask scheduler, for --where dask; by default one is started here.")] = None,
           report: Annotated[bool, typer.Option(help="Write a report for each run.")] = True):
     "Run every set of parameters of an experiment that is not finished; start it again at any time."
     from cellinterp.runs.sweep import sweep as apply
-    rows = apply(file, out, where=where, workers=workers, devices=devices, limit=limit, dry_run=dry_run, keep_finished=keep_finished, report=report)
+    rows = apply(file, out, where=where, workers=workers, devices=devices, limit=limit, dry_run=dry_run, keep_finished=keep_finished, report=report,
+                 scheduler=scheduler)
     if dry_run:
         for row in rows: print(f"{row['state']:<12}{row['name']}")
         due = sum(row["state"] != "finished" for row in rows)
