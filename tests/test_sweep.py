@@ -254,3 +254,53 @@ def test_workers_are_pinned():
 def test_wrong_options(args, message):
     with pytest.raises(ValueError, match=message): sweep(experiment(), "out", **args)
     assert not Path("out").exists()
+
+
+# ---- clusters
+
+def fake_slurm(folder: Path):
+    "sbatch starts the script in a session of its own, scancel kills that session, squeue lists what lives; every call is noted."
+    folder.mkdir()
+    scripts = {"sbatch": f'cp "${{@: -1}}" {folder}/$$.job; setsid bash {folder}/$$.job > {folder}/$$.out 2>&1 < /dev/null & echo $! > {folder}/$$.pid; echo "Submitted batch job $$"',
+               "scancel": f'for job in "$@"; do kill -- -$(cat {folder}/$job.pid); done', "squeue": f'for p in {folder}/*.pid; do kill -0 $(cat $p) 2>/dev/null && basename $p .pid; done; true'}
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\necho {name} >> {folder}/calls\n{script}\n"); (folder / name).chmod(0o755)
+    return folder
+
+
+def test_processes_dask_and_slurm_give_the_same_table(monkeypatch, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    from cellinterp.runs.collect import collect
+    experiment("grid: {product: {rate: [0.1, 0.3]}, seeds: [0]}\nresources: {threads: 1, memory: 1, slurm: {queue: gpu, account: lab, interface: lo}}")
+    slurm = fake_slurm(tmp_path / "bin"); monkeypatch.setenv("PATH", f"{slurm}:{os.environ['PATH']}")
+    tables = {}
+    for where in "local", "dask", "slurm":
+        rows = sweep("steps.yaml", where, where=where, workers=2 if where == "dask" else 1, report=False, progress=False)
+        assert [r["state"] for r in rows] == ["done"] * 2, rows
+        tables[where] = collect(where).drop(columns=["seconds", "peak_memory_mb"])
+    assert tables["local"].equals(tables["dask"]) and tables["local"].equals(tables["slurm"])
+    calls, script = (slurm / "calls").read_text().split(), next(slurm.glob("*.job")).read_text()
+    assert calls.count("sbatch") == 1 and calls.count("scancel") == 1
+    for line in "#SBATCH -p gpu", "#SBATCH -A lab", "#SBATCH --cpus-per-task=1", "#SBATCH --mem=954M", "#SBATCH -t 00:40:00", "export OMP_NUM_THREADS=1": assert line in script, script
+    until(lambda: kernels() == [], 15)
+    assert not list(Path("slurm").glob(".alive-*"))
+
+
+def test_a_dask_run_ends_with_its_sweep(monkeypatch, tmp_path):
+    pytest.importorskip("distributed")
+    from cellinterp.runs import cluster
+    alive = tmp_path / "alive"; alive.touch()
+    spec = dict(notebook=str(tmp_path / "steps.ipynb"), params=dict(pause=30.0, out=str(tmp_path / "r")), seconds=60, report=False, env={}, alive=str(alive))
+    monkeypatch.setattr(cluster, "OLD", 1.0)                                  # the sweep was killed: nobody touches the file any more
+    assert "the sweep that asked for it has ended" in cluster.run_here(spec)["error"]
+    alive.unlink()                                                            # the sweep was stopped
+    assert cluster.run_here(spec)["state"] == "failed" and kernels() == []
+    with pytest.raises(OSError, match="no dask scheduler answers at 'tcp://127.0.0.1:1'"):
+        monkeypatch.setattr("distributed.Client", lambda *a, **k: (_ for _ in ()).throw(OSError("timed out")))
+        cluster.dask_pool(1, tmp_path, "tcp://127.0.0.1:1")
+
+
+def test_clusters_say_what_they_lack(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r"pip install .cellinterp\[cluster\]"): sweep(experiment(), "out", where="dask")
+    with pytest.raises(ValueError, match="is for where='dask'"): sweep(experiment(), "out", scheduler="tcp://x")
