@@ -9,10 +9,15 @@ __all__ = []
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "embeddings": ["load_profiles", "simulate_profiles"],
+    "glyphs": ["render_glyphs"],
     "images": ["ImageSet", "check_images", "load_images"],
     "masks": ["crops_from_masks"],
     "morphology": ["MORPHOLOGY", "measure"],
+    "particles": ["cut_particles", "read_particles", "relion_angles", "relion_rotations", "write_star"],
+    "polycubes": ["random_polycubes"],
     "public": ["find_set", "load_data", "public_sets"],
     "simulate": ["simulate_nuclei"],
     "splits": ["folds", "split"],
+    "subtomograms": ["density_from_pdb", "find_symmetry", "read_densities", "simulate_subtomograms", "true_rotations"],
+    "volumes": ["load_volumes", "read_volume", "write_volume"],
 })
