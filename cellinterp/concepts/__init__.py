@@ -14,5 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "sae": ["BatchTopKSAE", "JumpReLUSAE", "MatryoshkaSAE", "TopKSAE"],
     "selectivity": ["Selectivity", "selectivity_scores", "held_out_selectivity", "quantile_active", "name_atoms", "atoms_table"],
     "stream": ["open_rows", "shuffled_batches"],
+    "synthetic": ["planted_dictionary", "best_cosines", "mmcs", "atoms_found", "fvu", "pursuit_fvu"],
     "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
 })
