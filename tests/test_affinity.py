@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from cellinterp.data.glyphs import render_glyphs
-from cellinterp.factors.affinity import SCHEDULES, AffinityVAE, affinity_loss, annealing, equivariance_loss, on_group, pose_rotation
+from cellinterp.factors.affinity import SCHEDULES, AffinityVAE, affinity_loss, annealing, equivariance_loss, invariance_loss, on_group, pose_rotation
 from cellinterp.factors.affinity_matrices import (affinity_map, affinity_matrix, check_affinity, fourier_correlation, read_affinity,
                                                   soap_affinity, spread_similarity)
 from cellinterp.factors.splats import SplatDecoder, axis_points, render_splats
@@ -124,6 +124,13 @@ def test_the_equivariance_loss_knows_a_pose_that_follows():
     for k in (2, 3):
         frame, t = random_turns(5, k), random_turns(10, k)
         assert equivariance_loss(t @ torch.cat([frame, frame]), t) < 1e-10 < .2 < equivariance_loss(t.mT @ torch.cat([frame, frame]), t)
+
+
+def test_the_invariance_loss_has_no_scale():
+    a, b = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    both = invariance_loss(torch.cat([a, a + .1 * b]))
+    assert 0 < both < .02 and torch.allclose(invariance_loss(5 + 30 * torch.cat([a, a + .1 * b])), both, rtol=1e-3) and .8 < invariance_loss(torch.cat([a, b])) < 1.2
+    assert torch.isfinite(invariance_loss(torch.zeros(4, 2, requires_grad=True)))
 
 
 # ---- the estimator
