@@ -135,7 +135,7 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
     beta_schedule, gamma_schedule, n_cycles, ratio : how a number is reached over the epochs (`annealing`).
     kl : "mean" over the factors, or their "sum". reconstruction : "mse", or "bce" for pixels that are shares of 1 (convolutional decoder only).
     decoder : "convolution" or "splats"; n_splats, refine : of the latter. depth, capacity, hidden : halvings, channels of the first, units of the dense layers.
-    views : None, "turned" or "swapped": random rotations while training. consistency : weight of E + I, the pose following
+    views : None, "turned" or "swapped": random rotations while training. equivariance : weight of E + I, the pose following
         them and the content not ("swapped").
     n_epochs : "auto" = about 1,500 steps, at least 10 and at most 400 epochs. max_steps : instead of epochs.
     batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
@@ -147,12 +147,12 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
     """
 
     def __init__(self, n_factors=8, n_pose="auto", affinity=None, *, beta=1e-3, gamma="auto", beta_schedule="flat", gamma_schedule="flat", n_cycles=4, ratio=0.5, kl="mean",
-                 reconstruction="mse", decoder="convolution", n_splats=128, refine=False, depth=4, capacity=16, hidden=256, views=None, consistency=0.1, n_epochs="auto", max_steps=None,
+                 reconstruction="mse", decoder="convolution", n_splats=128, refine=False, depth=4, capacity=16, hidden=256, views=None, equivariance=0.1, n_epochs="auto", max_steps=None,
                  batch_size=128, learning_rate=2e-3, device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
         self.n_factors, self.n_pose, self.affinity, self.beta, self.gamma = n_factors, n_pose, affinity, beta, gamma
         self.beta_schedule, self.gamma_schedule, self.n_cycles, self.ratio, self.kl = beta_schedule, gamma_schedule, n_cycles, ratio, kl
         self.reconstruction, self.decoder, self.n_splats, self.refine = reconstruction, decoder, n_splats, refine
-        self.depth, self.capacity, self.hidden, self.views, self.consistency = depth, capacity, hidden, views, consistency
+        self.depth, self.capacity, self.hidden, self.views, self.equivariance = depth, capacity, hidden, views, equivariance
         self.n_epochs, self.max_steps, self.batch_size, self.learning_rate = n_epochs, max_steps, batch_size, learning_rate
         self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
 
@@ -243,10 +243,10 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
             kl = kl_per_factor(mu, logvar)
             kl = kl.mean() if self.kl == "mean" else kl.sum()
             out = {"loss": error + beta * kl, "reconstruction": error, "kl": kl}
-            if swap and self.consistency:
+            if swap and self.equivariance:
                 out["invariance"] = invariance_loss(mu)
                 if self._turns: out["equivariance"] = equivariance_loss(pose_rotation(pose, n_axes), turns)
-                out["loss"] = out["loss"] + self.consistency * (out["invariance"] + out.get("equivariance", 0))
+                out["loss"] = out["loss"] + self.equivariance * (out["invariance"] + out.get("equivariance", 0))
             if codes is not None:
                 A, codes = A.to(x.device), codes.to(x.device)
                 out["affinity"] = affinity_loss(mu, codes[rows].repeat(2 if swap else 1), A)
