@@ -1,7 +1,7 @@
 """What every peer's script shares. A peer is run as `python <peer>.py FOLDER` by an interpreter of its own venv; it needs numpy (and what its library needs), never cellinterp.
 
 FOLDER holds rows.npy (n, d) to learn from, test.npy (m, d), and task.json: n_atoms, k, learning_rate (or lambda), budget (CPU-seconds), batch_size, dead_after, seed.
-The script leaves atoms.npy (n_atoms, d), test_hat.npy (m, d: the library's own reconstruction of test) and report.json (steps, samples, cpu_seconds, l0, dead_fraction, versions).
+The script leaves atoms.npy (n_atoms, d), bias.npy (d,), test_hat.npy (m, d: the library's own reconstruction of test) and report.json (steps, samples, cpu_seconds, l0, dead_fraction, versions).
 """
 import importlib.util
 import json
@@ -56,6 +56,7 @@ class Task:
         active = np.zeros(len(atoms), np.int64)
         for i in range(0, rows, 5000): active += (encode(self.rows[i:i + 5000]) != 0).sum(0)
         np.save(self.folder / "atoms.npy", np.asarray(atoms, np.float32))
+        np.save(self.folder / "bias.npy", decode(np.zeros((1, len(atoms)), np.float32))[0])
         np.save(self.folder / "test_hat.npy", np.concatenate([decode(encode(self.test[i:i + 5000])) for i in range(0, len(self.test), 5000)]).astype(np.float32))
         (self.folder / "report.json").write_text(json.dumps(dict(
             steps=self.steps, samples=self.steps * self.batch_size, cpu_seconds=round(spent, 2), l0=active.sum() / rows,
