@@ -194,8 +194,8 @@ def test_sparse_keeps_identity_of_columns():
 def test_groups_stay_whole_in_the_inner_split(monkeypatch):
     import cellinterp.data.splits as splits
     seen = []
-    real = splits.split
-    monkeypatch.setattr(splits, "split", lambda labels, groups=None, **k: seen.append((real(labels, groups, **k), groups)) or seen[-1][0])
+    real = splits.inner_split
+    monkeypatch.setattr(splits, "inner_split", lambda labels, groups=None, **k: seen.append((real(labels, groups, **k), groups)) or seen[-1][0])
     rng = np.random.default_rng(0); Z = rng.normal(size=(200, 4)).astype(np.float32); g = np.repeat(np.arange(20), 10).astype(str)
     SparseClassifier(max_steps=10, random_state=0).fit(Z, np.where(Z[:, 0] > 0, "a", "b"), groups=g)
     (a, b), groups = seen[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['folds', 'split']
+__all__ = ['folds', 'split', 'inner_split']
 
 # %% ../../nbs/data/splits.ipynb #b4daf469
 def _checked(labels, groups):
@@ -68,3 +68,24 @@ def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int 
     if best[1] is None: raise ValueError(f"groups: no split of {len(counts)} groups with every class on both sides came in {tries} tries; expected more groups a class")
     held = np.isin(g, best[1])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+# %% ../../nbs/data/splits.ipynb #331b674c
+def inner_split(y, groups=None, *, fraction: float = 0.25, seed: int = 0, classes: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to fit on, rows to choose by) inside an estimator; all rows in both where they are too few: under 40, under 4 groups, or a class with under 4 rows.
+
+    y : (N,) class codes 0 ... K-1 (every class on both sides), or numbers with classes=False. groups : (N,) kept whole. fraction : held out, rounded to 1/n.
+
+    Raises ValueError if there are not as many groups as rows."""
+    import warnings
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    n, rows = len(y), np.arange(len(y))
+    groups = rows if groups is None else np.asarray(groups)
+    if len(groups) != n: raise ValueError(f"groups has {len(groups)} entries for {n} rows")
+    parts = max(2, round(1 / fraction))
+    if n < 40 or len(np.unique(groups)) < max(parts, 4) or (classes and np.bincount(y).min() < 4): return rows, rows
+    cut = StratifiedGroupKFold(parts, shuffle=True, random_state=seed) if classes else GroupKFold(parts, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                     # a class with fewer groups than parts
+        for train, held in cut.split(rows, y, groups):
+            if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
+    return rows, rows

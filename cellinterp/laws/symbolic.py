@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'KINDS', 'check_operators', 'search_operon', 'sparse_sums', 'edit', 'Archive', 'search_margin',
-           'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'inner_split', 'SymbolicRegressor',
-           'SymbolicClassifier']
+           'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'SymbolicRegressor', 'SymbolicClassifier']
 
 # %% ../../nbs/laws/symbolic.ipynb #72ee8954
 import warnings
@@ -17,6 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
+from ..data.splits import inner_split
 from .expressions import (canonical, compile_numpy, complexity, constants, fit_constants, margin_loss, newton, parse, probabilities, residual, rounded, tidy_names,
                                          to_latex, to_text, to_torch, with_constants, _make, _tidy)
 
@@ -425,20 +425,6 @@ class _Law(BaseEstimator):
         self.used_ = [n for n in self.names_ if n in chosen]
         return self
 
-def inner_split(y, groups, seed, classes=True):
-    "(training, held-out) rows, a quarter held out by whole groups; all rows in both where the data are too few to spare any."
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-    n, rows = len(y), np.arange(len(y))
-    groups = rows if groups is None else np.asarray(groups)
-    if len(groups) != n: raise ValueError(f"groups has {len(groups)} entries for {n} rows")
-    if n < 40 or len(np.unique(groups)) < 4 or (classes and np.bincount(y).min() < 4): return rows, rows
-    folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed) if classes else GroupKFold(4, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class with fewer groups than folds
-        for train, held in folds.split(rows, y, groups):
-            if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
-    return rows, rows
-
 # %% ../../nbs/laws/symbolic.ipynb #c511f9df
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
@@ -490,7 +476,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
         T = y[:, None]
         keep = self._varying(X, target=T)
         Z, names = (X[:, keep].toarray() if hasattr(X, "tocsr") else X[:, keep]), [self.names_[j] for j in keep]
-        train, held = inner_split(y, groups, seed, classes=False)
+        train, held = inner_split(y, groups, seed=seed, classes=False)
         laws = [[sympy.Float(y[train].mean())]]
         if len(keep) and np.ptp(y[train]) > 0:
             some = self._varying(Z[train], 30, T[train])
@@ -571,7 +557,7 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         onehot = np.eye(K)[y]
         margin = lambda P: P[:, 1:] if K == 2 else P  # two classes have one margin
         labels = self.classes_[1:] if K == 2 else self.classes_
-        train, held = inner_split(y, groups, seed)
+        train, held = inner_split(y, groups, seed=seed)
         keep = self._varying(X, target=onehot)
         Z, names = (X[:, keep].toarray() if hasattr(X, "tocsr") else X[:, keep]), [self.names_[j] for j in keep]
 

@@ -1,0 +1,101 @@
+"""Tables of laws on the installed package: LaTeX that says what the law says, pairs, and stability over seeds against hand counts."""
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+
+from cellinterp.laws import SymbolicClassifier
+from cellinterp.laws.tables import factor_table, latex_table, law_table, margin_names, pairs_table, stability
+
+QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500, n_edits=15, random_state=0)
+
+
+class Law:
+    "A law written down instead of fitted."
+    def __init__(self, texts, classes, names):
+        from cellinterp.laws.expressions import complexity, parse
+        self.expressions_, self.classes_, self.names_ = texts, np.array(classes), names
+        self.parsed = [parse(t, names) for t in texts]
+        self.complexity_ = np.array([complexity(e) for e in self.parsed])
+        used = {s.name for e in self.parsed for s in e.free_symbols}
+        self.used_ = [n for n in names if n in used]
+    def sympy(self): return self.parsed
+    def latex(self):
+        from cellinterp.laws.expressions import to_latex
+        return [to_latex(e) for e in self.parsed]
+    def decision_function(self, X):
+        from cellinterp.laws.expressions import compile_numpy
+        F = np.stack([compile_numpy(t, self.names_)(np.asarray(X, float)) for t in self.expressions_], 1)
+        return F[:, 0] if F.shape[1] == 1 else F
+    def predict(self, X):
+        F = self.decision_function(X)
+        return self.classes_[(F > 0).astype(int) if F.ndim == 1 else F.argmax(1)]
+
+
+NAMES = [f"z{j}" for j in range(12)]
+X = np.random.default_rng(0).normal(size=(4000, 12))
+
+
+def test_law_table():
+    table = law_table(Law(["2*z10 + z9", "z3*z3", "0.5"], ["a", "b", "c"], NAMES))
+    assert table["class"].tolist() == ["a", "b", "c"] and table.factors.tolist() == ["z9, z10", "z3", ""] and table.nodes.tolist() == [5, 2, 1]
+    assert margin_names(Law(["z0"], ["no", "yes"], NAMES)) == ["yes"]
+
+
+def test_weights_of_a_linear_law():
+    "Shuffling w_j z_j moves the margin by w_j |z − z'|, mean 2 w_j / √π; in units of the margin's sd ‖w‖."
+    table = factor_table(Law(["3*z0 - z1"], ["no", "yes"], NAMES), X, names=["size"] + [""] * 11)
+    assert table.factor.tolist() == ["z0", "z1"] and table.name.tolist() == ["size", ""]
+    assert table.weight.to_numpy() == pytest.approx(np.array([3, 1]) * 2 / np.pi**.5 / 10**.5, rel=.05)
+    assert table.sd.to_numpy() == pytest.approx([1, 1], rel=.05)
+
+
+def test_latex_compiles_in_outline_and_escapes_text():
+    law = Law(["2*z10 + z9", "z3/z1", "0.5"], ["a_1 & b", "50 %", "c"], NAMES)
+    source = latex_table(law, factor_table(law, X, names=["area_µm², r = −0.9"] * 12), caption="A_1", label="tab:law")
+    for name in ("table", "tabular"): assert source.count(rf"\begin{{{name}}}") == source.count(rf"\end{{{name}}}") == 1
+    rows = [r for r in source.splitlines() if r.endswith(r"\\")]
+    assert len(rows) == 2 + 3 + 4 and all(len(re.findall(r"(?<!\\)&", r)) == 2 for r in rows)
+    assert r"a\_1 \& b" in source and r"50 \%" in source and r"area\_\textmu{}m$^2$, r = $-$0.9" in source and r"\caption{A\_1}" in source and r"\label{tab:law}" in source
+    assert source.count("{") == source.count("}") and source.count("$") % 2 == 0
+    assert all(ord(c) < 128 for c in source)
+
+
+def test_pairs_decide_as_they_say():
+    y = np.array(["left", "right", "up"])[np.where(X[:400, 1] > .8, 2, (X[:400, 0] > 0).astype(int))]
+    model = OneVsOneClassifier(SymbolicClassifier(**QUICK)).fit(X[:400, :3], y)
+    table = pairs_table(model)
+    for (_, row), law in zip(table.iterrows(), model.estimators_):
+        both = np.isin(y, [row.positive, row.negative])
+        from cellinterp.laws.expressions import compile_numpy
+        value = compile_numpy(row.equation, ["z0", "z1", "z2"])(X[:400, :3][both])
+        assert ((value > 0) == (y[both] == row.positive)).mean() > .9                        # the sides are named the right way round
+    rest = pairs_table(OneVsRestClassifier(SymbolicClassifier(**QUICK)).fit(X[:400, :3], y))
+    assert rest.positive.tolist() == ["left", "right", "up"] and set(rest.negative) == {"the rest"}
+
+
+def test_pairs_refuse():
+    y = np.resize([0, 1, 2], 60)
+    with pytest.raises(TypeError, match="got LogisticRegression"): pairs_table(LogisticRegression())
+    with pytest.raises(TypeError, match="parts must be SymbolicClassifiers; got LogisticRegression"): pairs_table(OneVsOneClassifier(LogisticRegression()).fit(X[:60], y))
+
+
+def test_stability_by_hand():
+    laws = [Law([t], ["no", "yes"], NAMES) for t in ("z0", "z0 + z1 - z1", "z2")]
+    laws[1].used_ = ["z0", "z1"]
+    y = np.where(X[:, 0] > 0, "yes", "no")
+    by_law, by_factor = stability(laws, X, y)
+    same = np.mean((X[:, 0] > 0) == (X[:, 2] > 0))
+    assert by_law.agreement.tolist() == pytest.approx([(1 + same) / 2, (1 + same) / 2, same])
+    assert by_law.jaccard.tolist() == pytest.approx([.25, .25, 0]) and by_law.balanced_accuracy.tolist()[:2] == [1, 1]
+    assert by_factor.in_laws.to_dict() == pytest.approx({"z0": 2 / 3, "z1": 1 / 3, "z2": 1 / 3})
+    assert "balanced_accuracy" not in stability(laws, X)[0]
+
+
+def test_stability_refuses():
+    a, b = Law(["z0"], ["no", "yes"], NAMES), Law(["z0"], ["no", "maybe"], NAMES)
+    with pytest.raises(ValueError, match="at least two are needed; got 1"): stability([a], X)
+    with pytest.raises(ValueError, match="same classes"): stability([a, b], X)
