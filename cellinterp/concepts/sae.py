@@ -73,7 +73,7 @@ class AutoencoderModule(DictionaryModule):
         self.encoder_weight, self.encoder_bias = nn.Parameter(torch.zeros(n_features, d)), nn.Parameter(torch.zeros(n_features))
         self.register_buffer("threshold", torch.zeros(n_features))
 
-    def dense(self, x): return x @ self.encoder_weight.to(x.dtype).T + self.encoder_bias.to(x.dtype)
+    def dense(self, x): return self.product(x, self.encoder_weight.to(x.dtype)) + self.encoder_bias.to(x.dtype)
 
     @torch.no_grad()
     def encode(self, x):
