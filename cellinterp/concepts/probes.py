@@ -48,7 +48,8 @@ def nearest_label(X, y, exclude=None) -> np.ndarray:
     """
     y, X = np.asarray(y), _unit(X)
     exclude = np.arange(len(y)) if exclude is None else np.asarray(exclude)
-    if not len(X) == len(y) == len(exclude): raise ValueError(f"y and exclude: {len(y)} and {len(exclude)} values came for {len(X)} rows; expected one a row")
+    if not len(X) == len(y) == len(exclude):
+        raise ValueError(f"y and exclude: {len(y)} and {len(exclude)} values came for {len(X)} rows; expected one a row")
     S = np.where(exclude[:, None] == exclude, -np.inf, X @ X.T)
     if not np.isfinite(S).any(1).all(): raise ValueError("exclude: a row has no other row left to be compared with")
     return y[S.argmax(1)] == y
@@ -74,10 +75,12 @@ def replicate_map(X, treatment, *, negatives=None, batch=None):
     """
     import pandas as pd
     X, treatment = _unit(X), np.asarray(treatment).astype(str)
-    if len(X) != len(treatment): raise ValueError(f"treatment: {len(treatment)} values came for {len(X)} rows; expected one a row")
+    if len(X) != len(treatment):
+        raise ValueError(f"treatment: {len(treatment)} values came for {len(X)} rows; expected one a row")
     N = len(X)
     negatives = None if negatives is None else np.asarray(negatives)
-    if negatives is not None and (negatives.dtype != bool or negatives.shape != (N,) or not negatives.any()): raise ValueError("negatives: expected a boolean mask with at least one True, one value a row")
+    if negatives is not None and (negatives.dtype != bool or negatives.shape != (N,) or not negatives.any()):
+        raise ValueError("negatives: expected a boolean mask with at least one True, one value a row")
     batch = np.zeros(N) if batch is None else np.asarray(batch)
     use = treatment != ""
     rows = []

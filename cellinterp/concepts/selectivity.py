@@ -17,7 +17,8 @@ def active(Z, positive=False) -> sparse.csr_array:
     "Where codes Z (N, M), dense or sparse, are active: CSR of ones. Non-zero, or with `positive` above zero. Booleans stay what they are."
     Z = sparse.csr_array(Z)
     if Z.ndim != 2: raise ValueError(f"Z: {Z.ndim} dimensions came; expected codes (N, M)")
-    if Z.dtype.kind == "f" and not np.isfinite(Z.data).all(): raise ValueError("Z contains NaN or infinity; expected finite codes")
+    if Z.dtype.kind == "f" and not np.isfinite(Z.data).all():
+        raise ValueError("Z contains NaN or infinity; expected finite codes")
     A = sparse.csr_array(((Z.data > 0 if positive else Z.data != 0).astype(np.float32), Z.indices.copy(), Z.indptr.copy()), shape=Z.shape)   # Z is left as it was
     A.eliminate_zeros()
     return A
@@ -29,7 +30,8 @@ def _labels(labels, n):
     if labels.shape != (n,): raise ValueError(f"labels: shape {labels.shape} came for {n} rows; expected ({n},)")
     missing = np.array([v is None or v != v or v == "" for v in labels.tolist()])
     names, codes = np.unique(labels[~missing].astype(str), return_inverse=True)
-    if len(names) < 2: raise ValueError(f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2 to compare")
+    if len(names) < 2:
+        raise ValueError(f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2 to compare")
     out = np.full(n, -1); out[~missing] = codes
     return names, out
 
@@ -103,7 +105,8 @@ class Selectivity:
 
     def __repr__(self):
         K, M = self.average.shape
-        return f"Selectivity({M} features, {K} labels; average selectivity above 0.5 / 0.2: {self.n_selective(.5)} / {self.n_selective(.2)} features" + ("" if self.q is None else f"; {self.n_significant()} at FDR 5 %") + ")"
+        sure = "" if self.q is None else f"; {self.n_significant()} at FDR 5 %"
+        return f"Selectivity({M} features, {K} labels; average selectivity above 0.5 / 0.2: {self.n_selective(.5)} / {self.n_selective(.2)} features{sure})"
 
     def n_selective(self, above=0.5) -> int:
         "Features whose best average selectivity exceeds `above`."
@@ -191,7 +194,8 @@ def selectivity_scores(Z, labels, *, groups=None, batch=None, positive=False, n_
     average, maximum = _from_fractions(P, n)
     Zs = sparse.csr_array(Z)[use]
     if Zs.dtype == bool: Zs = Zs.astype(np.float32)
-    out = Selectivity(names, n, np.array([len(np.unique(g[c == k])) for k in range(K)]), P, average, maximum, auroc(Zs, c, K), information(P, n), np.asarray(A_used.mean(0)).ravel())
+    n_groups = np.array([len(np.unique(g[c == k])) for k in range(K)])
+    out = Selectivity(names, n, n_groups, P, average, maximum, auroc(Zs, c, K), information(P, n), frequency=np.asarray(A_used.mean(0)).ravel())
     rng = np.random.default_rng(random_state)
     units, unit = np.unique(np.stack([g, b, c], 1), axis=0, return_inverse=True)           # rows of one group, batch and label count as one
     unit, (of_group, of_batch, of_label) = unit.ravel(), units.T
@@ -253,7 +257,8 @@ def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, rando
     turn = 0
     for k in rng.permutation(K):                                                           # each label's groups are dealt out to the folds in turn
         own = np.setdiff1d(np.unique(groups[codes == k]), np.flatnonzero(fold >= 0))
-        if len(np.unique(groups[codes == k])) < 2: raise ValueError(f"groups: label {names[k]!r} is in one group only; expected at least two, one to pick on and one to report on")
+        if len(np.unique(groups[codes == k])) < 2:
+            raise ValueError(f"groups: label {names[k]!r} is in one group only; expected at least two, one to pick on and one to report on")
         for g in rng.permutation(own): fold[g] = turn % n_splits; turn += 1
     import pandas as pd
     rows = []
@@ -290,7 +295,8 @@ def name_atoms(components, feature_names, whitening=None, top=3) -> list[str]:
         C = whitening.atoms_to_input(C)
         D = np.asarray(whitening.dewhitening_)
         C = C / np.maximum(np.linalg.norm(D, axis=1), 1e-300)                              # ‖row of D‖ = standard deviation of the column over the controls
-    if C.shape[1] != len(feature_names): raise ValueError(f"feature_names: {len(feature_names)} came for atoms of {C.shape[1]} columns")
+    if C.shape[1] != len(feature_names):
+        raise ValueError(f"feature_names: {len(feature_names)} came for atoms of {C.shape[1]} columns")
     return [", ".join(f"{'+' if c[j] > 0 else '−'}{feature_names[j]}" for j in np.argsort(-np.abs(c), kind="stable")[:top] if c[j] != 0) for c in C]
 
 

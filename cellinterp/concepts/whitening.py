@@ -43,8 +43,10 @@ def _is_anndata(X): return type(X).__name__ == "AnnData" and hasattr(X, "obs")
 def _column(X, values, name, n):
     "One value a row (n,): an array, or the name of a column of an AnnData's `.obs`."
     if isinstance(values, str):
-        if not _is_anndata(X): raise ValueError(f"{name}={values!r}: a column's name came with a {type(X).__name__}; expected an array of {n} values (names need an AnnData)")
-        if values not in X.obs: raise ValueError(f"{name}={values!r} is not a column of .obs; expected one of {', '.join(map(str, X.obs.columns)) or 'none'}")
+        if not _is_anndata(X):
+            raise ValueError(f"{name}={values!r}: a column's name came with a {type(X).__name__}; expected an array of {n} values (names need an AnnData)")
+        if values not in X.obs:
+            raise ValueError(f"{name}={values!r} is not a column of .obs; expected one of {', '.join(map(str, X.obs.columns)) or 'none'}")
         values = X.obs[values]
     values = np.asarray(values)
     if values.shape != (n,): raise ValueError(f"{name}: an array of shape {values.shape} came for {n} rows; expected ({n},)")
@@ -61,16 +63,19 @@ def find_controls(X, y=None, controls=None, control_label=None, n=None) -> np.nd
     if controls is not None:
         mask = _column(X, controls, "controls", n)
         if mask.dtype != bool and set(np.unique(mask).tolist()) <= {0, 1} and mask.dtype.kind in "biuO": mask = mask.astype(bool)
-        if mask.dtype != bool: raise ValueError(f"controls: an array of {mask.dtype} came; expected a boolean mask, one value a row")
+        if mask.dtype != bool:
+            raise ValueError(f"controls: an array of {mask.dtype} came; expected a boolean mask, one value a row")
         what = "controls"
     elif control_label is not None:
         if y is None: raise ValueError(f"control_label={control_label!r} needs y, one label a row; y=None came")
         labels = _column(X, y, "y", n)
         mask, what = labels == control_label, f"y == {control_label!r}"
-        if not mask.any(): raise ValueError(f"no control row: {what} nowhere; y holds {', '.join(map(repr, np.unique(labels.astype(str))[:8].tolist()))}")
+        if not mask.any():
+            raise ValueError(f"no control row: {what} nowhere; y holds {', '.join(map(repr, np.unique(labels.astype(str))[:8].tolist()))}")
     else: return None
     if not mask.any(): raise ValueError(f"no control row: {what} is nowhere True; expected at least 2 of {n}")
-    if mask.all(): raise ValueError(f"every row is a control: {what} is True for all {n} rows; expected treated rows beside them (to whiten by every row, give no controls)")
+    if mask.all():
+        raise ValueError(f"every row is a control: {what} is True for all {n} rows; expected treated rows beside them (to whiten by every row, give no controls)")
     return mask
 
 # %% ../../nbs/concepts/whitening.ipynb #457ec1ef
@@ -103,9 +108,11 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
     __metadata_request__transform = {"batch": True}
     __metadata_request__inverse_transform = {"batch": True}
 
-    def __init__(self, method="pca", n_components=None, epsilon=0.0, shrinkage=None, normalize=True, control_label=None, *, standardize=False, center="mean", by_batch=None, block_size=4096):
+    def __init__(self, method="pca", n_components=None, epsilon=0.0, shrinkage=None, normalize=True, control_label=None, *,
+                 standardize=False, center="mean", by_batch=None, block_size=4096):
         self.method, self.n_components, self.epsilon, self.shrinkage = method, n_components, epsilon, shrinkage
-        self.normalize, self.control_label, self.standardize, self.center, self.by_batch, self.block_size = normalize, control_label, standardize, center, by_batch, block_size
+        self.normalize, self.control_label, self.standardize = normalize, control_label, standardize
+        self.center, self.by_batch, self.block_size = center, by_batch, block_size
 
     def fit(self, X, y=None, *, controls=None, batch=None):
         """Learn mean and whitening from the control rows of X (N, d): an array, memory map, zarr, Parquet file, AnnData or an open `concepts.stream` source.
@@ -156,13 +163,14 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         self.mean_ = self._medians(source, mask, codes, n_batches) if self.center == "median" else mean
         # a direction is spanned by the controls if it varies by more than what rounding of the input makes of nothing
         rounding = np.sqrt(((size / scale) ** 2).mean())
-        if self.method == "center": self.whitening_, self.dewhitening_, self.spectrum_, self.rank_, self.shrinkage_ = np.diag(1 / scale), np.diag(scale), None, d, None
+        if self.method == "center":
+            self.whitening_, self.dewhitening_ = np.diag(1 / scale), np.diag(scale)
+            self.spectrum_, self.rank_, self.shrinkage_ = None, d, None
         else:
             parts = [self._whitening(s, s.n - (n_batches if shared else 1), rounding) for s in scatters]
-            W, D, self.spectrum_ = (np.stack(p) for p in list(zip(*parts))[:3])
+            W, D, spectrum, rank, shrinkage = parts[0] if shared else (np.stack(p) if k < 3 else list(p) for k, p in enumerate(zip(*parts)))
             self.whitening_, self.dewhitening_ = W / scale, D * scale[:, None]
-            self.rank_, self.shrinkage_ = [p[3] for p in parts], [p[4] for p in parts]
-            if shared: self.whitening_, self.dewhitening_, self.spectrum_, self.rank_, self.shrinkage_ = (v[0] for v in (self.whitening_, self.dewhitening_, self.spectrum_, self.rank_, self.shrinkage_))
+            self.spectrum_, self.rank_, self.shrinkage_ = spectrum, rank, shrinkage
             missing = d - min(p[3] for p in parts)
             if missing and self.shrinkage is None and self.epsilon == 0:
                 warnings.warn(f"ControlWhitening: {self.n_controls_} control rows span {d - missing} of {d} dimensions{' of a batch' if not shared else ''}; the other {missing} are dropped "
@@ -173,16 +181,19 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
 
     def _whitening(self, scatter, dof, rounding):
         "(whitening (k, d), dewhitening (d, k), spectrum (d,), rank, shrinkage) from one scatter."
-        if dof < 1: raise ValueError(f"{scatter.n} control rows in as many batches leave nothing to vary; expected two or more a batch")
+        if dof < 1:
+            raise ValueError(f"{scatter.n} control rows in as many batches leave nothing to vary; expected two or more a batch")
         values, V = scatter.spectrum(dof)
         d, s = len(values), scatter.shrinkage() if self.shrinkage else 0.0
         std = np.sqrt(values)
         rank = int((std > rounding + d * np.finfo(float).eps * std[0]).sum())
-        if rank == 0: raise ValueError(f"the {scatter.n} control rows are all the same (to rounding): there is no spread to whiten by; method='center' subtracts the mean only")
+        if rank == 0:
+            raise ValueError(f"the {scatter.n} control rows are all the same (to rounding): there is no spread to whiten by; method='center' subtracts the mean only")
         regular = (1 - s) * values + (s + self.epsilon) * values.mean()
         most = rank if regular[-1] <= values[0] * np.finfo(float).eps or (s == 0 and self.epsilon == 0) else d
         k = most if self.n_components is None else self.n_components
-        if k > most: raise ValueError(f"n_components={k}, but the {scatter.n} control rows span {most} of {d} dimensions; expected at most {most}, or shrinkage='ledoit_wolf'")
+        if k > most:
+            raise ValueError(f"n_components={k}, but the {scatter.n} control rows span {most} of {d} dimensions; expected at most {most}, or shrinkage='ledoit_wolf'")
         V, scale = V[:k], np.sqrt(regular[:k])
         W, D = V / scale[:, None], V.T * scale                                              # (k, d), (d, k)
         if self.method == "zca": W, D = V.T @ W, D @ V                                      # (d, d): rotated back to the columns
@@ -269,20 +280,23 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
             self.n_features_in_ = source.shape[1]
             if hasattr(self, "feature_names_in_"): del self.feature_names_in_
             if (columns := getattr(source, "columns", None)) is not None: self.feature_names_in_ = np.asarray(columns, dtype=object)
-        elif source.shape[1] != self.n_features_in_: raise ValueError(f"X has {source.shape[1]} features, but ControlWhitening is expecting {self.n_features_in_} features as input")
+        elif source.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {source.shape[1]} features, but ControlWhitening is expecting {self.n_features_in_} features as input")
         return source
 
     @staticmethod
     def _read(source, lo, hi):
         x = np.asarray(source[lo:hi] if isinstance(source, np.ndarray) else source.read(lo, min(hi, source.shape[0])), dtype=np.float64)
-        if not np.isfinite(x).all(): raise ValueError(f"X contains NaN or infinity in rows {lo} to {lo + len(x)}; expected finite numbers")
+        if not np.isfinite(x).all():
+            raise ValueError(f"X contains NaN or infinity in rows {lo} to {lo + len(x)}; expected finite numbers")
         return x
 
     def _codes(self, X, batch, n):
         if self.by_batch is None: return None
         if batch is None: raise ValueError(f"by_batch={self.by_batch!r} needs batch here too, one value a row; batch=None came")
         batch = _column(X, batch, "batch", n).astype(str)
-        if len(unknown := np.setdiff1d(batch, self.batches_)): raise ValueError(f"batch {unknown[0]!r} was not fitted; expected one of {', '.join(self.batches_[:8])}{' …' if len(self.batches_) > 8 else ''}")
+        if len(unknown := np.setdiff1d(batch, self.batches_)):
+            raise ValueError(f"batch {unknown[0]!r} was not fitted; expected one of {', '.join(self.batches_[:8])}{' …' if len(self.batches_) > 8 else ''}")
         return np.searchsorted(self.batches_, batch)
 
     @staticmethod
@@ -321,7 +335,8 @@ def plot_spectrum(whitening: ControlWhitening, ax=None):
     "Eigenvalues of the control covariance in descending order, and those that were divided by (after shrinkage and epsilon)."
     import matplotlib.pyplot as plt
     check_is_fitted(whitening, "whitening_")
-    if whitening.spectrum_ is None or whitening.spectrum_.ndim > 1: raise ValueError(f"one spectrum is drawn; method={whitening.method!r}, by_batch={whitening.by_batch!r} has {'none' if whitening.spectrum_ is None else 'one a batch'}")
+    if whitening.spectrum_ is None or whitening.spectrum_.ndim > 1:
+        raise ValueError(f"one spectrum is drawn; method={whitening.method!r}, by_batch={whitening.by_batch!r} has {'none' if whitening.spectrum_ is None else 'one a batch'}")
     ax = ax or plt.subplots(figsize=(4.5, 2.8), layout="constrained")[1]
     values, s = whitening.spectrum_, (whitening.shrinkage_ or 0.0)
     ax.plot(np.arange(1, whitening.rank_ + 1), values[:whitening.rank_], lw=1.5, label="controls")
@@ -355,8 +370,10 @@ def aggregate(X, by, how="mean"):
     if _is_anndata(X): keys = pd.DataFrame({k: _column(X, k, "by", n) for k in by})
     elif isinstance(by, pd.DataFrame): keys = by.reset_index(drop=True)
     else: keys = pd.DataFrame({getattr(k, "name", None) or f"key{i}": _column(X, k, "by", n) for i, k in enumerate(by)})
-    if len(keys) != n or not keys.shape[1]: raise ValueError(f"by: {keys.shape[1]} keys of {len(keys)} values came for {n} rows; expected at least one key of {n}")
-    if keys.isna().any(axis=None): raise ValueError(f"by: {keys.columns[keys.isna().any()][0]!r} has missing values; expected a value in every row")
+    if len(keys) != n or not keys.shape[1]:
+        raise ValueError(f"by: {keys.shape[1]} keys of {len(keys)} values came for {n} rows; expected at least one key of {n}")
+    if keys.isna().any(axis=None):
+        raise ValueError(f"by: {keys.columns[keys.isna().any()][0]!r} has missing values; expected a value in every row")
     code = keys.groupby(list(keys.columns), sort=False, observed=True).ngroup().to_numpy()
     first, counts = np.unique(code, return_index=True)[1], np.bincount(code)
     table = keys.iloc[first].reset_index(drop=True)

@@ -27,7 +27,8 @@ def _bbbc021(folder):
     keys = ["Image_Metadata_Plate", "Image_Metadata_Well"]
     wells = pd.read_csv(folder / "wells.csv").rename(columns={"plate": keys[0], "well": keys[1]})
     obs = table[keys].merge(wells, on=keys, how="left", validate="1:1").rename(columns={keys[0]: "plate", keys[1]: "well"})
-    if obs.moa.isna().any(): raise ValueError(f"bbbc021_profiles: {int(obs.moa.isna().sum())} wells have no mechanism in wells.csv; expected one for every well")
+    if obs.moa.isna().any():
+        raise ValueError(f"bbbc021_profiles: {int(obs.moa.isna().sum())} wells have no mechanism in wells.csv; expected one for every well")
     obs["control"] = (obs.moa == "DMSO").to_numpy()
     obs["treatment"] = np.where(obs.control, "DMSO", obs["compound"] + " " + obs["concentration"].map("{:g}".format))
     obs["batch"], obs["week"] = obs.plate, obs.plate.str.split("_").str[0]
@@ -66,12 +67,15 @@ def load_profiles(data, controls=None, metadata="Metadata_"):
         folder = find_set(name)
         adata = _anndata(*_READERS[name](folder), attribution=next(e for e in PUBLIC_SETS if e["name"] == name)["attribution"])
     elif Path(name).expanduser().exists(): adata = _read_file(Path(name).expanduser(), metadata)
-    else: raise FileNotFoundError(f"data: {name!r} came; expected simulated_profiles, {', '.join(known)}, or the path of a .csv, .parquet or .h5ad file")
+    else:
+        raise FileNotFoundError(f"data: {name!r} came; expected simulated_profiles, {', '.join(known)}, or the path of a .csv, .parquet or .h5ad file")
     if controls is not None:
         column, sign, value = str(controls).partition("=")
-        if not sign or column not in adata.obs: raise ValueError(f"controls: {controls!r} came; expected column=value with a column of {', '.join(map(str, adata.obs.columns)) or '(no metadata)'}")
+        if not sign or column not in adata.obs:
+            raise ValueError(f"controls: {controls!r} came; expected column=value with a column of {', '.join(map(str, adata.obs.columns)) or '(no metadata)'}")
         adata.obs["control"] = (adata.obs[column].astype(str) == value).to_numpy()
-        if not adata.obs["control"].any(): raise ValueError(f"controls: no row has {controls!r}; {column} holds {', '.join(sorted(adata.obs[column].astype(str).unique())[:8])}")
+        if not adata.obs["control"].any():
+            raise ValueError(f"controls: no row has {controls!r}; {column} holds {', '.join(sorted(adata.obs[column].astype(str).unique())[:8])}")
     return adata
 
 
@@ -88,7 +92,8 @@ def _read_file(path, metadata):
     return _anndata(table[features].to_numpy(), table[meta].rename(columns=lambda c: str(c).removeprefix(metadata)), list(map(str, features)))
 
 # %% ../../nbs/data/embeddings.ipynb #dbcbd39a
-def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, controls_per_plate=20, n_features=60, nuisance_rank=16, nuisance=8.0, plate=1.0, effect=3.0, noise=0.5, random_state=0):
+def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, controls_per_plate=20, n_features=60, *,
+                      nuisance_rank=16, nuisance=8.0, plate=1.0, effect=3.0, noise=0.5, random_state=0):
     """A screen with known answers.
 
     Parameters
@@ -104,7 +109,8 @@ def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, con
     """
     for key, value in dict(n_mechanisms=n_mechanisms, compounds=compounds, replicates=replicates, n_plates=n_plates, controls_per_plate=controls_per_plate, n_features=n_features).items():
         if int(value) != value or value < 1: raise ValueError(f"{key}: {value!r} came; expected an integer of at least 1")
-    if not 0 <= nuisance_rank <= n_features: raise ValueError(f"nuisance_rank: {nuisance_rank} came; expected 0 to n_features={n_features}")
+    if not 0 <= nuisance_rank <= n_features:
+        raise ValueError(f"nuisance_rank: {nuisance_rank} came; expected 0 to n_features={n_features}")
     r = np.random.default_rng(random_state)
     atoms = r.normal(size=(n_mechanisms, n_features)); atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     basis = np.linalg.qr(r.normal(size=(n_features, n_features)))[0][:nuisance_rank]

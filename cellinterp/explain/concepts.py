@@ -70,7 +70,8 @@ def plot_extremes(images, codes, feature: int, n=6, vmax=None):
     import matplotlib.pyplot as plt
     images = np.asarray(images)
     if images.ndim == 4: images = images[:, 0]
-    if images.ndim != 3 or len(images) != codes.shape[0]: raise ValueError(f"images: shape {images.shape} came; expected one image for each of {codes.shape[0]} rows")
+    if images.ndim != 3 or len(images) != codes.shape[0]:
+        raise ValueError(f"images: shape {images.shape} came; expected one image for each of {codes.shape[0]} rows")
     both = [r for r in extremes(codes, feature, n)]
     rows = [(name, r) for name, r in zip(("top", "bottom"), both) if len(r)]
     figure, axes = plt.subplots(max(1, len(rows)), n, figsize=(1.1 * n, 1.2 * max(1, len(rows))), squeeze=False, layout="constrained")
@@ -146,10 +147,13 @@ def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns
     codes = sparse.csr_array(codes)
     N, M = codes.shape
     if len(obs) != N: raise ValueError(f"obs: {len(obs)} rows came for codes of {N} samples; expected as many")
-    if scores.average.shape[1] != M: raise ValueError(f"scores: of {scores.average.shape[1]} features came for codes of {M}; expected as many")
+    if scores.average.shape[1] != M:
+        raise ValueError(f"scores: of {scores.average.shape[1]} features came for codes of {M}; expected as many")
     columns = list(obs.columns[:4]) if columns is None else list(columns)
-    if missing := [c for c in columns if c not in obs]: raise ValueError(f"columns: {', '.join(missing)} came; expected columns of obs: {', '.join(map(str, obs.columns))}")
-    if images is not None and len(images) != N: raise ValueError(f"images: {len(images)} came for {N} samples; expected one a sample")
+    if missing := [c for c in columns if c not in obs]:
+        raise ValueError(f"columns: {', '.join(missing)} came; expected columns of obs: {', '.join(map(str, obs.columns))}")
+    if images is not None and len(images) != N:
+        raise ValueError(f"images: {len(images)} came for {N} samples; expected one a sample")
     images = None if images is None else np.asarray(images)
     if images is not None and images.ndim == 4: images = images[:, 0]
     table = scores.features()
