@@ -199,7 +199,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         stream = shuffled_batches(rows, batch, state["seed"] + (state["t"] if more else 0), start=first, device=device, rank=world.rank, world=world.size,
                                   dtype="bfloat16" if module.half and device.type == "cuda" else "float32")
         module.forget(); module.train()
-        pending, log_every = [], max(1, min(50, steps // 20))
+        pending, log_every = state.setdefault("pending", []), max(1, min(50, steps // 20))
         bar = _bar(steps, first, type(self).__name__, self.verbose and world.rank == 0)
         for t in range(first, steps):
             progress = 0.0 if more else t / max(steps, 1)
@@ -210,7 +210,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
             pending.append(torch.stack([stats[k].float() for k in stats]))
             done = t + 1
             if done % log_every == 0 or done == steps:
-                means, pending = world.sum(torch.stack(pending).mean(0)) / world.size, []
+                means = world.sum(torch.stack(pending).mean(0)) / world.size; pending.clear()
                 if not torch.isfinite(means).all():
                     raise FloatingPointError(f"{type(self).__name__}: the loss is not finite at step {done}: try a smaller learning_rate (now {self.learning_rate})")
                 state["history"].append({"step": state["t"], **dict(zip(stats, means.tolist())), "dead": self._dead(state)})
@@ -253,7 +253,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
     def _write(self, path, steps):
         state = self._state
         _save(path, dict(kind=type(self).__name__, max_steps=steps, module=self.module_.state_dict(), optimizer=state["optimizer"].state_dict(), rng=torch.get_rng_state(),
-                         **{k: state[k] for k in (*self._kept, "seed", "t", "seen", "n_rows", "batch", "history") if k in state}))
+                         **{k: state[k] for k in (*self._kept, "seed", "t", "seen", "n_rows", "batch", "history", "pending") if k in state}))
 
     def _resume(self, path, steps):
         state, saved = self._state, torch.load(path, map_location=self.module_.bias.device, weights_only=True)     # nothing is unpickled
@@ -263,7 +263,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         wrong = [f"{k} {have.get(k)} (here {v})" for k, v in want.items() if have.get(k) != v]
         if wrong: raise ValueError(f"checkpoint {str(self.checkpoint)!r} belongs to another run: {', '.join(wrong)}; choose an empty folder")
         self.module_.load_state_dict(saved["module"]); state["optimizer"].load_state_dict(saved["optimizer"])
-        state.update({k: saved[k] for k in (*self._kept, "seed", "t", "seen", "history") if k in saved})
+        state.update({k: saved[k] for k in (*self._kept, "seed", "t", "seen", "history", "pending") if k in saved})
 
     def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ("_state", "_world")}
 
