@@ -115,3 +115,21 @@ def test_on_the_command_line(runs):
     assert done.exit_code == 0 and f"page: {runs / 'index.html'}" in done.output
     done = CliRunner().invoke(app, ["collect", str(runs / "1a0/none")])
     assert done.exit_code == 2 and done.stderr.startswith("cellinterp: there is no finished run")
+
+
+def test_tensorboard_event_files_as_an_option(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    history = pd.DataFrame({"step": [10, 20], "loss": [2.0, 1.5], "validation": [np.nan, .5], "note": ["a", "b"]})
+    finished(tmp_path / "without", {"a": 1.0}, {"history": history})
+    assert not (tmp_path / "without/tensorboard").exists()
+    monkeypatch.setenv("CELLINTERP_TENSORBOARD", "1")
+    result = finished(tmp_path / "with", {"a": 1.0, "none": float("nan")}, {"history": history, "other": pd.DataFrame({"x": [1]})})
+    assert any(a.startswith("tensorboard/") for a in result["artifacts"])
+    from tensorboard.util.tensor_util import make_ndarray
+    events = accumulator.EventAccumulator(str(tmp_path / "with/tensorboard")).Reload()
+    found = {tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    assert found == {"history/loss": [(10, 2.0), (20, 1.5)], "history/validation": [(20, .5)], "metrics/a": [(0, 1.0)]}
+    import cellinterp.runs.run as module
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install tensorboard"): Run("demo", dict(out=str(tmp_path / "never")))     # at once, not at the end
+    assert not (tmp_path / "never").exists()

@@ -53,7 +53,7 @@ def here(tmp_path, monkeypatch):
 
 
 COMMAND = [sys.executable, "-c", "import cellinterp.runs.cli as c; c.main()"]
-def cli(*args, **kwargs): return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+def cli(*args, **kwargs): return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def kernels():
@@ -66,7 +66,7 @@ def kernels():
     return found
 
 
-def until(condition, seconds=40):
+def until(condition, seconds=150):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -183,11 +183,11 @@ def test_a_failed_run_resumes_where_it_was():
 
 
 def test_a_run_that_takes_too_long_is_stopped():
-    experiment("parameters: {pause: 60}\ngrid: {seeds: 1}\nresources: {minutes: 0.1}")
+    experiment("parameters: {pause: 60}\ngrid: {seeds: 1}\nresources: {minutes: 0.2}")
     row = sweep("steps.yaml", "out", report=False, progress=False)[0]
-    assert row["state"] == "failed" and "stopped after 6 s" in row["error"] and (Path(row["folder"]) / "failed.ipynb").exists()
+    assert row["state"] == "failed" and "stopped after 12 s" in row["error"] and (Path(row["folder"]) / "failed.ipynb").exists()
     assert json.loads((Path(row["folder"]) / "status.json").read_text())["error"] == row["error"]
-    until(lambda: kernels() == [], 5)
+    until(lambda: kernels() == [], 20)
 
 
 SLOW = "parameters: {pause: 0.25, steps: 8}\ngrid: {seeds: 3}"
@@ -211,8 +211,8 @@ def test_killed_and_started_again_gives_the_same(kill, unbroken):
     until(lambda: list(third.glob("checkpoint/*/state.json")))
     finished = results("out")
     process.send_signal({"sweep": signal.SIGKILL, "ctrl-c": signal.SIGINT}[kill])
-    shown, said = process.communicate(timeout=30)
-    until(lambda: kernels() == [], 5)                                         # nobody is left
+    shown, said = process.communicate(timeout=150)
+    until(lambda: kernels() == [], 20)                                         # nobody is left
     if kill != "sweep": assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said + shown, said + shown
     assert "finished" in states() and states()[2] == "interrupted"
     done = cli(*command[3:])
@@ -228,9 +228,9 @@ def test_a_killed_worker_is_a_failed_run_and_takes_its_kernel_along():
     until(lambda: list(Path("out").glob("*/checkpoint/*/state.json")))
     worker = json.loads(next(Path("out").glob("*/status.json")).read_text())["pid"]
     os.kill(worker, signal.SIGKILL)
-    shown, said = process.communicate(timeout=30)
+    shown, said = process.communicate(timeout=150)
     assert process.returncode == 1 and "killed by signal 9" in said and "failed.ipynb" in said, said
-    until(lambda: kernels() == [], 5)
+    until(lambda: kernels() == [], 20)
 
 
 def test_two_sweeps_in_one_folder():
@@ -239,7 +239,7 @@ def test_two_sweeps_in_one_folder():
     until(lambda: list(Path("out").glob("*/steps.txt")))
     other = cli("sweep", "steps.yaml", "--out", "out")
     assert other.returncode == 2 and f"another sweep is at work in 'out' (process {process.pid} on" in other.stderr and other.stderr.count("\n") == 1
-    process.communicate(timeout=40)
+    process.communicate(timeout=150)
     assert process.returncode == 0 and len(results("out")) == 1
 
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/runs/api.ipynb #b7c98b63
+# %% ../../nbs/runs/api.ipynb #6bdacd54
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "collect": ["collect", "compare"],
+    "collect": ["compare", "summary"],
     "doctor": ["checkup"],
     "execute": ["list_notebooks"],
     "predict": ["predict_table"],
     "report": ["notebook_to_html"],
     "run": ["Run", "read_result"],
-    "sweep": ["read_experiment", "sweep"],
+    "sweep": ["read_experiment"],
 })

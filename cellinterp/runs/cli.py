@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run', 'sweep', 'collect', 'compare', 'list_', 'data', 'predict', 'doctor', 'main']
 
-# %% ../../nbs/runs/cli.ipynb #6a7ee545
+# %% ../../nbs/runs/cli.ipynb #54cc6817
 import functools
 import os
 import sys
@@ -42,7 +42,8 @@ def run(notebook: Annotated[Optional[str], typer.Argument(help="A packaged noteb
         parameter: Annotated[Optional[list[str]], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a parameter; may be given many times.")] = None,
         file: Annotated[Optional[str], typer.Option("-f", "--file", metavar="YAML", help="Parameters from a file, or a packaged experiment's name.")] = None,
         out: Annotated[Optional[str], typer.Option("--out", "-o", help="Folder for the results.")] = None,
-        quick: Annotated[bool, typer.Option("--quick", help="Little data, few steps: to see that it works.")] = False):
+        quick: Annotated[bool, typer.Option("--quick", help="Little data, few steps: to see that it works.")] = False,
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too.")] = False):
     "Run a notebook with other parameters: executed notebook, report and result.json."
     from cellinterp.runs.execute import REPORT, execute, find_notebook, parse_value, read_parameters, read_params_file
     named, values = read_params_file(file) if file else (None, {})
@@ -55,14 +56,15 @@ def run(notebook: Annotated[Optional[str], typer.Argument(help="A packaged noteb
         if not equals or not name.strip(): raise ValueError(f"-p takes name=value; got {pair!r}")
         values[name.strip()] = parse_value(text, declared.get(name.strip()))
     if quick: values["quick"] = True
+    if tensorboard: os.environ["CELLINTERP_TENSORBOARD"] = "1"
     result = execute(notebook, values, out)
-    print(f"report: {os.path.join(result['parameters']['out'], REPORT)}")
+    print(f"report: {result['parameters']['out'].rstrip('/')}/{REPORT}")
 
 
 @app.command()
 @_one_sentence
 def sweep(file: Annotated[str, typer.Argument(help="An experiment file (YAML), or a packaged experiment's name.")],
-          out: Annotated[str, typer.Option("--out", "-o", help="Folder; every run gets one of its own in it.")],
+          out: Annotated[str, typer.Option("--out", "-o", help="Folder, or an address such as s3://bucket/folder; every run gets one of its own in it.")],
           where: Annotated[str, typer.Option("--where", help="local: processes of this machine; dask; slurm.")] = "local",
           workers: Annotated[Optional[int], typer.Option("--workers", "-w", help="Runs at a time.")] = None,
           devices: Annotated[Optional[str], typer.Option("--devices", metavar="0,1", help="GPUs: each run sees one of them; cpu for none.")] = None,
@@ -70,11 +72,12 @@ def sweep(file: Annotated[str, typer.Argument(help="An experiment file (YAML), o
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is to do; start nothing.")] = False,
           keep_finished: Annotated[bool, typer.Option("--keep-finished", help="Results of older code count as finished, too; each tells its code_hash.")] = False,
           scheduler: Annotated[Optional[str], typer.Option("--scheduler", metavar="tcp://…", help="A dask scheduler, for --where dask; by default one is started here.")] = None,
+          tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Each run also writes TensorBoard event files.")] = False,
           report: Annotated[bool, typer.Option(help="Write a report for each run.")] = True):
     "Run every set of parameters of an experiment that is not finished; start it again at any time."
     from cellinterp.runs.sweep import sweep as apply
     rows = apply(file, out, where=where, workers=workers, devices=devices, limit=limit, dry_run=dry_run, keep_finished=keep_finished, report=report,
-                 scheduler=scheduler)
+                 scheduler=scheduler, tensorboard=tensorboard)
     if dry_run:
         for row in rows: print(f"{row['state']:<12}{row['name']}")
         due = sum(row["state"] != "finished" for row in rows)

@@ -106,6 +106,7 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
                                  f"{state['max_steps']}, {state['n_rows']}; here {seed}, {max_steps}, {n_rows}): choose an empty folder")
             acc.unwrap_model(run).load_state_dict(state["module"]); optimizer.load_state_dict(state["optimizer"])
             history, best, start = state["history"], tuple(state["best"]), state["step"]
+            pending = [v.to(acc.device) for v in state.get("pending", [])]    # of the steps since the last log line
             torch.set_rng_state(state["rng"].cpu())
             if devices: torch.cuda.set_rng_state(state["rng_cuda"].cpu(), acc.device)
         log_every = max(1, min(50, max_steps // 20))
@@ -133,7 +134,7 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
             stop = patience is not None and best[1] is not None and done - best[2] >= patience
             if saved is not None and acc.is_main_process and (done % checkpoint_every == 0 or done == max_steps or stop):
                 _save(saved, dict(seed=seed, max_steps=max_steps, n_rows=n_rows, step=done, module=acc.unwrap_model(run).state_dict(),
-                                  optimizer=optimizer.state_dict(), history=history, best=list(best), rng=torch.get_rng_state(),
+                                  optimizer=optimizer.state_dict(), history=history, pending=pending, best=list(best), rng=torch.get_rng_state(),
                                   rng_cuda=torch.cuda.get_rng_state(acc.device) if devices else None))
             if stop: break
         bar.close()
