@@ -215,3 +215,62 @@ def test_pictures_of_volumes_draw_and_refuse(code):
     with pytest.raises(ValueError, match="level"): isosurfaces(v, level=2)
     with pytest.raises(ValueError, match="at least 2"): similarity_beside(code[0], code[1], pd.DataFrame([[1.]], ["q"], ["q"]))
     with pytest.raises(ValueError, match="'umap', 'tsne' or 'pca'"): embed(code[0], "mds")
+
+
+# --- frames
+
+def _blobs(n, n_axes, size=24, channels=1, seed=0):
+    "Smooth random images with random content in the middle."
+    random, r = np.random.default_rng(seed), np.arange(size) - (size - 1) / 2
+    grid = np.meshgrid(*[r] * n_axes, indexing="ij")[::-1]
+    out = np.zeros((n, channels, *[size] * n_axes), np.float32)
+    for i in range(n):
+        for c in range(channels):
+            for point in random.normal(0, size / 9, (6, n_axes)): out[i, c] += np.exp(-sum((g - p)**2 for g, p in zip(grid, point)) / (2 * (size / 14)**2))
+    return out
+
+
+@pytest.mark.parametrize("n_axes, channels, size", [(2, 1, 33), (2, 3, 64), (3, 1, 24), (3, 2, 40)])
+def test_a_frame_turns_with_the_image(n_axes, channels, size):
+    "Before any training; what is left is the interpolation of the turned image. A dense head of the same size is nowhere near."
+    import torch
+    from cellinterp.factors.frames import FrameHead
+    from cellinterp.factors.pose import as_rotations, geodesic_angle
+    torch.manual_seed(0)
+    x = _blobs(6, n_axes, size, channels)
+    there, T = turned_images(x, seed=1)
+    head = FrameHead(channels, x.shape[2:])
+    head(torch.from_numpy(x)); head.eval()                                                         # one look, for the norm
+    with torch.inference_mode(): before, after = (as_rotations(head(torch.from_numpy(v)).numpy()) for v in (x, there))
+    assert np.median(geodesic_angle(after, T @ before)) < 12 and np.median(geodesic_angle(after, before)) > 40
+
+
+def test_a_two_fold_particle_has_a_frame_too():
+    "Its vectors all lie on the axis; the principal axis across it decides, up to the two-fold turn, which is the same pose."
+    import torch
+    from cellinterp.factors.frames import FrameHead
+    from cellinterp.factors.pose import as_rotations, pose_error
+    torch.manual_seed(0)
+    half = _blobs(1, 3, 24, seed=5)
+    particle = half + half[..., ::-1, ::-1]                                                        # 180° about z: (x, y) → (−x, −y)
+    x, T = turned_images(np.repeat(particle, 60, 0), seed=2)
+    head = FrameHead(1, (24, 24, 24)); head(torch.from_numpy(x)); head.eval()
+    with torch.inference_mode(): told = as_rotations(head(torch.from_numpy(x)).numpy())
+    assert np.nanmedian(pose_error(told, T, ["p"] * 60, {"p": "C2"})) < 10
+
+
+def test_a_framed_model_learns_poses_within_forty_steps():
+    "Chance is a median of 132°."
+    from cellinterp.data.images import ImageSet
+    from cellinterp.data.subtomograms import simulate_subtomograms, true_rotations
+    from cellinterp.factors.frames import FramedAffinityVAE
+    from cellinterp.factors.pose import pose_error
+    models = ImageSet(_blobs(2, 3, 32, seed=3), ["p", "q"], pixel_size=1e-3)
+    particles = simulate_subtomograms(models, 80, snr=2.0, seed=1)
+    vae = FramedAffinityVAE(4, gamma=0, decoder="splats", n_splats=16, depth=3, capacity=4, hidden=16, max_steps=40, batch_size=8, random_state=0, device="cpu").fit(particles.images)
+    assert np.nanmedian(pose_error(vae.pose(particles.images), true_rotations(particles), particles.labels)) < 60
+
+
+def test_frames_refuse_other_poses():
+    from cellinterp.factors.frames import FramedAffinityVAE
+    with pytest.raises(ValueError, match="n_pose='auto'"): FramedAffinityVAE(4, n_pose=0).fit(np.zeros((4, 1, 32, 32, 32)) + np.arange(32))
