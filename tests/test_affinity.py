@@ -15,6 +15,7 @@ from cellinterp.factors.affinity_matrices import (affinity_map, affinity_matrix,
 from cellinterp.factors.splats import SplatDecoder, axis_points, render_splats
 from cellinterp.training import load, save
 from cellinterp.training.augment import random_turns, turned
+from cellinterp.training.images import pad_to
 
 SMALL = dict(n_factors=3, capacity=2, depth=3, hidden=8, n_splats=6, max_steps=4, batch_size=8, device="cpu", random_state=0)
 
@@ -182,6 +183,25 @@ def test_images_and_volumes_of_any_size_go_in_and_come_back(shape, options, affi
     save(model, tmp_path / "m"); again = load(tmp_path / "m")
     assert np.array_equal(again.transform(images), Z) and np.array_equal(again.pose(images), pose) and np.array_equal(again.inverse_transform(Z, pose), back)
     assert again.affinity_.equals(model.affinity_) and np.isfinite(model.score(images)) and model.reconstruction_percentile(images).max() <= 100
+
+
+def test_a_drawing_is_cropped_where_the_image_was_padded(monkeypatch):
+    "A decoder that answers the padded image itself: what comes back must be the image, to the pixel."
+    images = np.random.default_rng(0).random((8, 1, 33, 45)).astype(np.float32)
+    model = AffinityVAE(**{**SMALL, "max_steps": 1}).fit(images)
+    padded = pad_to(model._scaled(torch.from_numpy(images)), 8)
+    monkeypatch.setattr(model.module_, "draw", lambda z, pose: padded)
+    assert np.allclose(model.inverse_transform(np.zeros((8, 3))), images, atol=1e-5) and model.reconstruction_error(images).max() < 1e-6 and model.score(images) > .9999
+
+
+def test_swapped_views_are_drawn_from_the_others_content(monkeypatch):
+    model = AffinityVAE(**{**SMALL, "max_steps": 1}).fit(render_glyphs("ab", 8, size=32).images)
+    net, x = model.module_.eval(), torch.rand(6, 1, 32, 32)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    with torch.no_grad():
+        mu, _, pose = net.encode(x)
+        other = torch.cat([mu[3:], mu[:3]])
+        assert torch.equal(net(x, True)[3], net.draw(other, pose)) and torch.equal(net(x)[3], net.draw(mu, pose)) and not torch.allclose(net.draw(other, pose), net.draw(mu, pose))
 
 
 def test_the_contract_of_an_estimator(glyphs, affinity, tmp_path):
