@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/concepts/api.ipynb #6bdcf227
+# %% ../../nbs/concepts/api.ipynb #1656b7ce
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "dictionary": ["ICFL"],
+    "embeddings": ["Embedder", "embed", "open_images"],
+    "heatmaps": ["heat_maps", "alignment", "pointing", "stain_correlation", "best_patches", "aligned_figure"],
+    "mae": ["MaskedAutoencoder"],
     "pursuit": ["matching_pursuit", "omp"],
     "probes": ["probe", "nearest_label", "replicate_map", "stability", "explained_cosine", "plot_alignment"],
     "sae": ["BatchTopKSAE", "JumpReLUSAE", "MatryoshkaSAE", "TopKSAE"],
