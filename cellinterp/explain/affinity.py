@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['class_colours', 'embed', 'embedding_map', 'similarity_beside', 'flat', 'reconstructions', 'pd_cumcount',
-           'factor_traversals', 'pose_traversals', 'interpolations', 'slices', 'isosurfaces', 'interactive_map']
+__all__ = ['class_colours', 'embed', 'embedding_map', 'similarity_beside', 'flat', 'reconstructions', 'factor_traversals',
+           'pose_traversals', 'interpolations', 'slices', 'isosurfaces', 'interactive_map']
 
 # %% ../../nbs/explain/affinity.ipynb #e77465b9
 _PALETTE = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
@@ -117,13 +117,13 @@ def reconstructions(model, images, labels=None, n: int = 8, seed=0, view: str = 
     images, random = np.asarray(images), np.random.default_rng(seed)
     labels = np.full(len(images), "") if labels is None else np.asarray(labels, dtype=str)
     order = random.permutation(len(images))
-    rank = pd_cumcount(labels[order])
+    rank = _nth_of_its_kind(labels[order])
     picks = order[np.argsort(rank, kind="stable")][:n]                                   # one of each class, then the second of each …
     picks = picks[np.argsort(labels[picks], kind="stable")]
     return _grid([flat(images[picks], view), flat(_reconstruct(model, images[picks]), view)], ["image", "drawn"], labels[picks], scale="row" if images.ndim == 5 else "all")
 
 
-def pd_cumcount(labels) -> np.ndarray:
+def _nth_of_its_kind(labels) -> np.ndarray:
     "How many equal labels came before each: ['a', 'b', 'a'] → [0, 0, 1]."
     seen, out = {}, np.empty(len(labels), dtype=int)
     for i, l in enumerate(labels): out[i] = seen[l] = seen.get(l, -1) + 1
