@@ -124,6 +124,12 @@ def test_constant_column_half_precision_and_integers():
     assert Z.dtype == np.float64 and np.abs(np.cov(Z[controls].T) - np.eye(20)).max() < 1e-6
 
 
+def test_z_scores_are_those_of_the_controls():
+    X, controls = screen(decades=2, offset=7)
+    Z = ControlWhitening("center", standardize=True, normalize=False, block_size=9).fit(X, controls=controls).transform(X)
+    assert np.allclose(Z, (X - X[controls].mean(0)) / X[controls].std(0, ddof=1))
+
+
 def test_atoms_travel_both_ways():
     X, controls = screen(decades=1)
     r = np.random.default_rng(1)
