@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse, stats
 
 from cellinterp.concepts.selectivity import selectivity_scores
-from cellinterp.explain.image_cards import correlates, feature_recall, image_cards, top_crops
+from cellinterp.explain.image_cards import concept_cards, correlates, feature_recall, top_crops
 
 rng = np.random.default_rng(0)
 
@@ -36,13 +36,13 @@ def test_top_crops_takes_no_more_than_two_of_a_well():
 
 def test_the_page_is_whole_and_escaped(tmp_path):
     images, labels = rng.integers(0, 255, (40, 2, 32, 32)).astype(np.uint8), np.array(["<b>a", "c"] * 20)
-    codes = sparse.csr_array(np.maximum(rng.normal(size=(40, 5)) + (labels == "c")[:, None], 0)); codes[:, [4]] = 0
+    codes = sparse.csr_array(np.maximum(rng.normal(size=(40, 5)) + (labels == "c")[:, None], 0)); codes = sparse.csr_array(codes.toarray() * (np.arange(5) < 4))
     scores = selectivity_scores(codes, labels, n_bootstrap=20, n_permutations=20)
     asked = []
     def heat(m, rows): asked.append((m, len(rows))); return rng.normal(size=(len(rows), 4, 4))
-    page = image_cards(tmp_path / "deep" / "cards.html", images, codes, scores, heat, labels=labels, kind=labels == "c", measures=pd.DataFrame(dict(area=rng.normal(size=40))), n=3).read_text()
+    page = concept_cards(tmp_path / "deep" / "cards.html", images, codes, scores, heat, labels=labels, kind=labels == "c", measures=pd.DataFrame(dict(area=rng.normal(size=40))), n=3).read_text()
     assert page.count("<section") == 5 and "never positive" in page and page.count("<img") == 2 * sum(k for _, k in asked) and max(k for _, k in asked) == 3
     for outside in ("http:", "https:", "<script", "<link", "<b>a"): assert outside not in page
-    with pytest.raises(ValueError, match="came for 40 rows"): image_cards(tmp_path / "x.html", images[:3], codes, scores, heat)
-    with pytest.raises(ValueError, match="the codes have 4"): image_cards(tmp_path / "x.html", images, codes[:, :4], scores, heat)
+    with pytest.raises(ValueError, match="came for 40 rows"): concept_cards(tmp_path / "x.html", images[:3], codes, scores, heat)
+    with pytest.raises(ValueError, match="the codes have 4"): concept_cards(tmp_path / "x.html", images, codes[:, :4], scores, heat)
     with pytest.raises(ValueError, match="no cell is of the kind"): feature_recall(codes[:, [0]], labels == "z")
