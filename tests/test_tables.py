@@ -99,3 +99,35 @@ def test_stability_refuses():
     a, b = Law(["z0"], ["no", "yes"], NAMES), Law(["z0"], ["no", "maybe"], NAMES)
     with pytest.raises(ValueError, match="at least two are needed; got 1"): stability([a], X)
     with pytest.raises(ValueError, match="same classes"): stability([a, b], X)
+
+
+# power laws ---------------------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("a,b,k", [(1, -2, 0.0), (0.5, 1, -0.5), (3, -1, 0.2)])
+def test_power_laws_are_found_without_a_search(a, b, k):
+    from cellinterp.laws.expressions import compile_numpy
+    from cellinterp.laws.symbolic import power_law
+    P = np.random.default_rng(0).uniform(1, 4, (80, 3))
+    truth = lambda P: 1.7 * P[:, 0] ** a * P[:, 1] ** b * np.exp(k * P[:, 2] ** 2)
+    law = power_law(P, truth(P), ["p", "q", "s"], 24, ("*", "/", "sqrt", "square", "exp"))
+    wide = np.random.default_rng(1).uniform(.3, 5, (50, 3))
+    np.testing.assert_allclose(compile_numpy(law, ["p", "q", "s"])(wide), truth(wide), rtol=1e-6)
+    assert {s.name for s in law.free_symbols} == ({"p", "q", "s"} if k else {"p", "q"})
+
+
+def test_power_laws_keep_to_the_operators():
+    from cellinterp.laws.symbolic import power_law
+    P = np.random.default_rng(0).uniform(1, 4, (80, 2)); names = ["p", "q"]
+    assert power_law(P, P[:, 0] ** .5, names, 9, ("*", "/")) is None and power_law(P, P[:, 0] ** .5, names, 9, ("*", "sqrt")) is not None
+    assert power_law(P, 1 / P[:, 0], names, 9, ("*",)) is None and power_law(P, P[:, 0] ** .8, names, 9, ("*", "/", "sqrt")) is None
+    assert power_law(P, P[:, 0] - 2, names, 9, ("*", "/")) is None and power_law(P, P[:, 0] ** 2 * P[:, 1] ** 2, names, 3, ("*", "/")) is None
+
+
+def test_an_outer_function_is_searched_from_within():
+    "exp of something that is no power law: log y is easy, y is not."
+    from cellinterp.laws import SymbolicRegressor
+    P = np.random.default_rng(0).uniform(.5, 1.5, (120, 2))
+    y = np.exp(P[:, 0] * P[:, 1] - P[:, 1] ** 2)
+    model = SymbolicRegressor(engine="operon", operators=("+", "-", "*", "square", "exp"), max_nodes=12, max_evaluations=6000, n_edits=0, random_state=0).fit(P, y)
+    wide = np.random.default_rng(1).uniform(.2, 2, (60, 2))
+    np.testing.assert_allclose(model.predict(wide), np.exp(wide[:, 0] * wide[:, 1] - wide[:, 1] ** 2), rtol=1e-3)

@@ -367,7 +367,7 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
         for k in range(m):
             for l in range(k + 1):
                 curve = (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge if k == l else 0) - (0 if loss == "squared" else u * P[:, k] * P[:, l])
-                block = (J[k] * curve) @ J[l].T
+                with np.errstate(over="ignore", invalid="ignore"): block = (J[k] * curve) @ J[l].T  # what overflows is caught below
                 H += block if k == l else block + block.T
         if not np.isfinite(H).all(): break
         scale, gain = np.diag(H) + 1e-12 * (1e-12 + np.diag(H).max()), 0.0
