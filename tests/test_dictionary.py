@@ -260,7 +260,7 @@ def test_the_paper_is_the_paper():
 def test_auto_sizes():
     model = ICFL()
     for (n, d), want in {(10_000_000, 1024): (4096, 100), (600, 516): (150, 37), (10_000_000, 4096): (8192, 100), (9, 4): (2, 1), (40, 64): (10, 2)}.items():
-        model._sizes(n, d); assert (model.n_features_, model.n_nonzero_) == want, (n, d)
+        model.n_features_in_ = d; model._sizes(n, d); assert (model.n_features_, model.n_nonzero_) == want, (n, d)
 
 
 def test_twins_are_reset_and_idle_atoms_revived(data):
@@ -268,16 +268,35 @@ def test_twins_are_reset_and_idle_atoms_revived(data):
     model = ICFL(64, 3, max_steps=0, random_state=0, reset_every=1, revive_every=1).fit(X)
     atoms, state = model.module_.atoms, model._state
     with torch.no_grad():
+        basis = torch.cat([torch.eye(32), F.normalize(torch.eye(32) + torch.eye(32).roll(1, 0) + torch.eye(32).roll(2, 0), dim=1)])     # cosines up to .67
+        atoms.copy_(basis)
         atoms[5] = atoms[3]; atoms[9] = -atoms[3]
-        before = atoms.clone()
-        assert model._reset(state, 0.) == 1                                           # the later of the pair; the opposite is no twin
-        assert torch.equal(atoms[3], before[3]) and not torch.equal(atoms[5], before[5]) and torch.equal(atoms[9], before[9])
+        state["tallies"][0, 5] = 10.                                                  # of the twins 3 and 5, the second is used more
+        assert model._twins(state).nonzero()[:, 0].tolist() == [3]                    # the opposite, 9, is no twin
         state["idle"][7] = 5
         R = torch.zeros(10, 32); R[4, 2] = 3.; R[6, 0] = 1.
-        assert model._revive(R, R.square().sum(1), state, 0.) == 1
-        assert torch.allclose(atoms[7], F.one_hot(torch.tensor(2), 32).float()) and state["idle"][7] == 0
+        before, axes = atoms.clone(), torch.eye(32)
+        assert model._renew(R, R.square().sum(1), state, 0.) == 2
+        assert torch.equal(atoms[3], axes[2]) and torch.equal(atoms[7], axes[0]) and state["idle"][7] == 0     # the worst explained first
+        assert torch.equal(atoms[5], before[5]) and torch.equal(atoms[9], before[9])
         state["idle"][:] = 5
-        assert model._revive(R * 0, R.sum(1) * 0, state, 0.) == 0                     # nothing is left to explain
+        assert model._renew(R * 0, R.sum(1) * 0, state, 0.) == 0                      # nothing is left to explain
+        assert model._renew(R, R.square().sum(1), state, .95) == 0                    # the last tenth is left in peace
+        paper = ICFL.paper(n_features=64, n_nonzero=4, batch_size=100, max_steps=0, random_state=0, reset_every=1).fit(X)
+        paper.module_.atoms.copy_(basis); paper.module_.atoms[5] = 2 * paper.module_.atoms[3]
+        assert paper._renew(R, R.square().sum(1), paper._state, 0.) == 1
+        three, five = paper.module_.atoms[3], paper.module_.atoms[5]
+        assert F.cosine_similarity(three, five, dim=0) < .9 and five.norm() > 1.9 * three.norm()      # one of the two is drawn anew; lengths are kept
+
+
+def test_rare_features_are_found_beside_frequent_ones():
+    "Frequencies by Zipf's law: with resets of twins every atom is found, without them the frequent ones are learnt many times over."
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(96, 48)); truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    picked = (rng.gumbel(size=(8000, 96)) - np.log(np.arange(1, 97))).argsort(1)[:, -4:]
+    X = ((rng.gamma(4, .25, (8000, 4))[:, :, None] * truth[picked]).sum(1) + .02 * rng.normal(size=(8000, 48))).astype(np.float32)
+    def found(**options): return ((truth @ ICFL(96, 4, random_state=0, max_steps=500, **options).fit(X).components_.T).max(1) > .9).mean()
+    assert found() > .97 > .85 > found(reset_every=None, train_rounds=2)
 
 
 def test_dead_is_counted_over_a_pass_not_an_epoch_or_a_batch(data):
