@@ -90,7 +90,7 @@ h1{font-size:22px;margin:0 0 4px}p{margin:4px 0 12px;color:var(--dim);max-width:
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:14px;margin-top:16px}article{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow:hidden}
 h2{font-size:15px;margin:0;display:flex;justify-content:space-between;gap:8px}h2 b{font-weight:600}h2 span{color:var(--dim);font-weight:400;font-size:13px;white-space:nowrap}.name{color:var(--dim);font-size:12px;overflow-wrap:anywhere;margin:2px 0 6px}
 .warn{color:var(--bad)}svg{display:block;width:100%;height:auto}svg text{font:10px system-ui,sans-serif;fill:var(--fg)}table{border-collapse:collapse;width:100%;font-size:11px;margin-top:4px}td{padding:1px 6px 1px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}
-td:last-child{text-align:right;font-variant-numeric:tabular-nums}.thumbs{display:flex;gap:3px;flex-wrap:wrap;margin-top:4px}.thumbs img{width:46px;height:46px;image-rendering:pixelated;border-radius:3px}h3{font-size:11px;color:var(--dim);margin:8px 0 0;font-weight:600}[hidden]{display:none}
+td:last-child{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.thumbs{display:flex;gap:3px;flex-wrap:wrap;margin-top:4px}.thumbs img{width:46px;height:46px;image-rendering:pixelated;border-radius:3px}h3{font-size:11px;color:var(--dim);margin:8px 0 0;font-weight:600}[hidden]{display:none}
 """
 _SCRIPT = "const q=document.getElementById('q'),c=[...document.querySelectorAll('article')],n=document.getElementById('n');q.oninput=()=>{const w=q.value.toLowerCase();let k=0;c.forEach(a=>{a.hidden=!a.textContent.toLowerCase().includes(w);k+=!a.hidden});n.textContent=k+' of '+c.length+' features'};q.oninput()"
 
@@ -164,7 +164,7 @@ def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns
         row, z = table.iloc[m], np.asarray(csc[:, [m]].todense()).ravel()
         sure = "" if scores.low is None else f" <span>95 % {row.low:+.2f} to {row.high:+.2f}</span>"
         facts = [f"maximum selectivity {row.maximum:+.2f}", f"AUROC {row.auroc:.2f}", f"active on {row.frequency:.1%}"]
-        if scores.q is not None: facts.append(f"FDR {row.q:.3f}" if row.q <= fdr else f'<span class="warn">FDR {row.q:.2f}: may be chance</span>')
+        if scores.q is not None: facts.append(f"FDR {row.q:.3f}" if row.q <= fdr else f'<span class="warn">FDR {row.q:.2f}, above {fdr:g}</span>')
         if batch_scores is not None:
             b = float(np.nan_to_num(batch_scores.average[:, m], nan=-1).max())
             facts.append(f"batch {b:+.2f}" if b < row.average else f'<span class="warn">batch {b:+.2f}: as selective for a batch</span>')
