@@ -97,7 +97,6 @@ def test_the_page_in_a_browser(runs):
         assert len(driver.find_elements("css selector", "table tr")) == 2 + 4 + 12
         assert all(driver.execute_script("return arguments[0].naturalWidth", i) > 0 for i in driver.find_elements("tag name", "img"))
         assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth") and not [m for m in driver.get_log("browser") if m["level"] == "SEVERE"]
-        driver.save_screenshot("/tmp/compare.png") if Path("/tmp/shots").exists() else None
 
 
 @pytest.mark.parametrize("params", [dict(), dict(objective="a"), dict(beta=2)])
