@@ -1,4 +1,4 @@
-"""Build: name, version and dependencies come from settings.ini; the wheel also carries the tutorials and experiments."""
+"""Build: name, version and dependencies come from settings.ini; the wheel also carries the tutorials, benchmarks and experiments."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -13,12 +13,12 @@ cfg = config["DEFAULT"]
 
 
 class BuildWithNotebooks(build_py):
-    "Copy nbs/tutorials and nbs/experiments into the built package; an editable install reads nbs/ itself."
+    "Copy nbs/tutorials, nbs/benchmarks and nbs/experiments into the built package; an editable install reads nbs/ itself."
 
     def run(self):
         super().run()
         if self.editable_mode: return
-        for folder, pattern in ("tutorials", "*.ipynb"), ("experiments", "*.yaml"):
+        for folder, pattern in ("tutorials", "*.ipynb"), ("benchmarks", "*.ipynb"), ("experiments", "*.yaml"):
             target = Path(self.build_lib) / "cellinterp" / "_notebooks" / folder
             target.mkdir(parents=True, exist_ok=True)
             for source in sorted((HERE / "nbs" / folder).glob(pattern)): shutil.copy2(source, target / source.name)
