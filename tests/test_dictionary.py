@@ -118,18 +118,18 @@ def test_an_epoch_through_the_buffer_is_well_mixed():
 
 
 MEMORY = """
-import resource, sys, numpy as np
-from cellinterp.concepts.stream import shuffled_batches, open_rows
-import torch
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-stream = shuffled_batches(open_rows(np.zeros((1000, 256), np.float32) + 1), 100); next(stream)
-before = peak()
+import sys, numpy as np
+from cellinterp.concepts.stream import shuffled_batches
+def now(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
+next(shuffled_batches(np.ones((1000, 256), np.float32), 100))
+before, peak = now(), 0
 stream = shuffled_batches(sys.argv[1], 1000, buffer_bytes=8 << 20, resident_bytes=0)
-total = sum(float(next(stream).sum()) for _ in range(250))
-print(peak() - before)
+for _ in range(250): next(stream); peak = max(peak, now())
+print(peak - before)
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
 def test_a_memory_map_is_streamed_in_constant_memory(tmp_path):
     "256 MB pass through two buffers of 8 MB; peak memory grows by less than 80 MB."
     out = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(250_000, 256))
@@ -312,7 +312,7 @@ def test_dead_is_counted_over_a_pass_not_an_epoch_or_a_batch(data):
 
 # ---- every dictionary
 @pytest.mark.parametrize("cls", ALL)
-def test_scikit_learns_contract(cls): check_estimator(cls(device="cpu"))
+def test_scikit_learns_contract(cls): check_estimator(cls(device="cpu") if cls is ICFL else cls(device="cpu", max_steps=20))
 
 
 @pytest.mark.parametrize("cls", ALL)
