@@ -221,7 +221,7 @@ def test_icfl_finds_the_planted_atoms(data):
 def test_the_gradient_is_that_of_the_loss(data):
     "One step of Adam with the tangent gradient, codes held constant, against autograd."
     X, _ = data
-    model = ICFL(64, 3, max_steps=0, random_state=0, revive_every=None, reset_every=None, batch_size=100).fit(X)
+    model = ICFL(64, 3, train_rounds=2, max_steps=0, random_state=0, revive_every=None, reset_every=None, batch_size=100).fit(X)
     module = model.module_
     x = module.centred(torch.from_numpy(X[:100])).detach()
     W, b = module.atoms.detach().clone().requires_grad_(), torch.zeros(32, requires_grad=True)

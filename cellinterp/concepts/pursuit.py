@@ -21,7 +21,7 @@ def omp_reference(X, W, n_nonzero, atoms_per_round=1, *, selection="signed", ref
     codes = np.zeros((len(X), len(W)))
     for x, z in zip(X, codes):
         residual, picked = x.copy(), []
-        while len(picked) < n_nonzero:
+        for _ in range(-(-n_nonzero // atoms_per_round)):
             scores = W @ residual
             if selection == "absolute": scores = np.abs(scores)
             if refit == "all": scores[picked] = -np.inf
