@@ -94,8 +94,11 @@ def dask_pool(workers: int, folder, scheduler: str | None = None) -> DaskPool:
 
 
 def _need(name: str):
+    "Import a module of the extra; dask-jobqueue would take over Ctrl-C as it is imported, and cannot be imported off the main thread for that."
     import importlib
-    try: return importlib.import_module(name)
+    from unittest import mock
+    try:
+        with mock.patch("signal.signal"): return importlib.import_module(name)
     except ImportError: raise ImportError(f"{name.replace('_', '-')} is not installed: pip install \"cellinterp[cluster]\"") from None
 
 # %% ../../nbs/runs/cluster.ipynb #5361ce53
