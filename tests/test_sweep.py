@@ -215,7 +215,8 @@ def unbroken():
 @pytest.mark.parametrize("kill", ["sweep", "ctrl-c"])
 def test_killed_and_started_again_gives_the_same(kill):
     command = [*COMMAND, "sweep", experiment(SLOW), "--out", "out", "--workers", "2", "--no-report"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)            # whoever started the tests may ignore Ctrl-C
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     until(lambda: len(results("out")) >= 1 and sum((p / "steps.txt").exists() for p in Path("out").glob("seed=*")) == 3)     # one is finished, the last has begun
     third = next(p for p in Path("out").glob("seed=2*"))
     until(lambda: list(third.glob("checkpoint/*/state.json")))
