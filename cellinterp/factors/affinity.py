@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
-from sklearn.base import TransformerMixin
 from ..data.images import check_images, check_labels
 from .affinity_matrices import check_affinity
 from .objectives import kl_per_factor
 from .pose import rotation_from_6d
 from .splats import SplatDecoder
 from ..training.augment import random_turns, turned
-from ..training.images import ImageEstimator, pad_to
+from .vae import ImageAutoencoder
+from ..training.images import pad_to
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'affinity_loss', 'annealing', 'on_group', 'pose_rotation', 'equivariance_loss', 'invariance_loss',
@@ -124,7 +124,7 @@ def invariance_loss(mu: torch.Tensor) -> torch.Tensor:
     return (a - b).square().sum(1).mean() / (2 * mu.var(0, correction=0).sum()).clamp_min(1e-12)
 
 # %% ../../nbs/factors/affinity.ipynb #094ad86c
-class AffinityVAE(TransformerMixin, ImageEstimator):
+class AffinityVAE(ImageAutoencoder):
     """Affinity-VAE: content factors, a pose, and a decoder that takes both.
 
     Parameters
@@ -254,11 +254,7 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
             return out
 
         self.history_ = self._train(step, len(images), max_steps=max_steps, schedule="onecycle", weight_decay=0.01)
-        sample = images[:: max(1, len(images) // 4000)]                                    # at most about 4,000 for what follows
-        mu, logvar, pose = self._encode(sample)
-        self.factor_mean_, self.factor_std_, self.pose_mean_ = mu.mean(0), mu.std(0), pose.mean(0)
-        self.kl_ = kl_per_factor(torch.as_tensor(mu), torch.as_tensor(logvar)).numpy()
-        self.error_quantiles_ = np.percentile(self._errors(sample, mu, pose), np.arange(101)).astype(np.float32)
+        self.pose_mean_ = self._remember(images[:: max(1, len(images) // 4000)])[2].mean(0)   # of at most about 4,000
         return self
 
     def _reconstruction(self, drawing, x):
@@ -267,18 +263,9 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
 
     def _encode(self, images): return self._apply(lambda x: self.module_.encode(self._scaled(x)), images, self._rows_at_once)
 
-    @property
-    def _rows_at_once(self): return int(np.clip(2**24 // math.prod(self.image_shape_), 16, 512))   # a volume counts for many images
-
-    def transform(self, images):
-        "Images (N, C, …) → content factors μ (N, n_factors), float32. Columns are never reordered."
-        return self._encode(self._check(images))[0]
-
     def pose(self, images):
         "Images (N, C, …) → pose (N, n_pose_): (cos, sin) in the plane; the first two columns of a rotation in space (`factors.pose.rotation_from_6d`); raw numbers for other n_pose."
         return self._encode(self._check(images))[2]
-
-    def get_feature_names_out(self, input_features=None): return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
 
     @property
     def _upright(self):
@@ -291,8 +278,7 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
         "Factors (N, n_factors) and pose (N, n_pose_), or None for no rotation → drawings (N, C, …) in scaled units."
         from sklearn.utils.validation import check_is_fitted
         check_is_fitted(self, "module_")
-        factors = np.asarray(factors, dtype=np.float32)
-        if factors.ndim != 2 or factors.shape[1] != self.n_factors: raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
+        factors = self._check_factors(factors)
         pose = np.broadcast_to(self._upright, (len(factors), self.n_pose_)) if pose is None else np.asarray(pose, dtype=np.float32)
         if pose.shape != (len(factors), self.n_pose_): raise ValueError(f"pose must have the shape ({len(factors)}, {self.n_pose_}), a row a row of factors; got {pose.shape}")
         n_axes = len(self.image_shape_) - 1
@@ -301,8 +287,7 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
             drawing = self.module_.draw(z, on_group(p, n_axes))
             return drawing if self.reconstruction == "mse" else drawing.sigmoid()
         drawing = self._apply(function, np.concatenate([factors, pose], 1), self._rows_at_once)
-        middle = [slice((p - s) // 2, (p - s) // 2 + s) for p, s in zip(drawing.shape[2:], self.image_shape_[1:])]   # undo the padding
-        return drawing[(slice(None), slice(None), *middle)]
+        return self._uncropped(drawing)
 
     def inverse_transform(self, factors, pose=None):
         "Factors and pose (None: not turned) → images (N, C, …) in the training images' own range."
@@ -313,25 +298,4 @@ class AffinityVAE(TransformerMixin, ImageEstimator):
         mu, _, pose = self._encode(self._check(images))
         return self.inverse_transform(mu, pose)
 
-    def _errors(self, images, mu, pose):
-        rows, parts = self._rows_at_once, []
-        for k in range(0, len(images), rows):
-            x = self._scaled(torch.as_tensor(images[k:k + rows].astype(np.float32))).numpy()
-            parts.append(np.square(x - self.draw(mu[k:k + rows], pose[k:k + rows])).reshape(len(x), -1).sum(1))
-        return np.concatenate(parts)
-
-    def reconstruction_error(self, images):
-        "Sum of squared errors of the drawing of every image, in scaled units: (N,)."
-        images = self._check(images)
-        mu, _, pose = self._encode(images)
-        return self._errors(images, mu, pose)
-
-    def reconstruction_percentile(self, images):
-        "Where each image's reconstruction error lies among the training images': (N,) in 0 .. 100. Above 99: unlike anything seen in training."
-        return np.interp(self.reconstruction_error(images), self.error_quantiles_, np.arange(101)).astype(np.float32)
-
-    def score(self, images, y=None):
-        "Explained variance of the drawings, 1 = perfect, 0 = the mean of the images given."
-        images = self._check(images)
-        x = self._scaled(torch.as_tensor(images.astype(np.float32))).numpy()
-        return float(1 - self.reconstruction_error(images).sum() / np.square(x - x.mean(0)).sum())
+    def _redraw(self, code): return self.draw(code[0], code[2])

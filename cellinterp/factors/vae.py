@@ -4,6 +4,8 @@
 
 # %% ../../nbs/factors/vae.ipynb #eee8d1dd
 from __future__ import annotations
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from ..training.images import ConvBlocks, ImageEstimator, pad_to
 from ..training.loop import balanced_weights
 
 # %% auto #0
-__all__ = ['VAE', 'turned_alike']
+__all__ = ['ImageAutoencoder', 'VAE', 'turned_alike']
 
 # %% ../../nbs/factors/vae.ipynb #7e2d4310
 class _Network(nn.Module):
@@ -48,8 +50,72 @@ class _Network(nn.Module):
         z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
         return mu, logvar, z, self.decoder(z), None if self.spectrum is None else self.spectrum(z), None if self.head is None else self.head(z)
 
+# %% ../../nbs/factors/vae.ipynb #dd8fda3b
+class ImageAutoencoder(TransformerMixin, ImageEstimator):
+    """What the VAEs of this package share once they are trained.
+
+    A model gives `_encode(images)` -> (μ, log σ², …), each (N, …), and `draw(factors, …)` -> drawings in scaled units; where more than μ is drawn from, `_redraw`.
+    """
+
+    @property
+    def _rows_at_once(self): return int(np.clip(2**24 // math.prod(self.image_shape_), 16, 512))   # a volume counts for many images
+
+    def transform(self, images):
+        "Images (N, C, …) → factors μ (N, n_factors), float32. Columns are never reordered."
+        return self._encode(self._check(images))[0]
+
+    def get_feature_names_out(self, input_features=None): return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
+
+    def _check_factors(self, factors):
+        factors = np.asarray(factors, dtype=np.float32)
+        if factors.ndim != 2 or factors.shape[1] != self.n_factors: raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
+        return factors
+
+    def _uncropped(self, drawing):
+        "The middle (N, C, …) of padded drawings: what `pad_to` added is cut off."
+        middle = [slice((p - s) // 2, (p - s) // 2 + s) for p, s in zip(drawing.shape[2:], self.image_shape_[1:])]
+        return drawing[(slice(None), slice(None), *middle)]
+
+    def _drawn(self, images):
+        "What a perfect decoder would draw of these images, scaled."
+        return self._scaled(torch.as_tensor(images.astype(np.float32))).numpy()
+
+    def _redraw(self, code): return self.draw(code[0])
+
+    def _errors(self, images, code):
+        "Sum of squared errors of every drawing (N,); `code` as from `_encode`."
+        parts, rows = [], self._rows_at_once
+        for k in range(0, len(images), rows):
+            error = self._drawn(images[k:k + rows]) - self._redraw([c[k:k + rows] for c in code])
+            parts.append(np.square(error).reshape(len(error), -1).sum(1))
+        return np.concatenate(parts)
+
+    def _remember(self, images):
+        "Learn from the training images what later ones are held against; returns their code."
+        code = self._encode(images)
+        mu, logvar = code[:2]
+        self.factor_mean_, self.factor_std_ = mu.mean(0), mu.std(0)
+        self.kl_ = kl_per_factor(torch.as_tensor(mu), torch.as_tensor(logvar)).numpy()
+        self.error_quantiles_ = np.percentile(self._errors(images, code), np.arange(101)).astype(np.float32)
+        return code
+
+    def reconstruction_error(self, images):
+        "Sum of squared errors of the drawing of every image, in scaled units: (N,)."
+        images = self._check(images)
+        return self._errors(images, self._encode(images))
+
+    def reconstruction_percentile(self, images):
+        "Where each image's reconstruction error lies among the training images': (N,) in 0 .. 100. Above 99: unlike anything seen in training."
+        return np.interp(self.reconstruction_error(images), self.error_quantiles_, np.arange(101)).astype(np.float32)
+
+    def score(self, images, y=None):
+        "Explained variance of the drawings over the images given: 1 = perfect, 0 = their mean."
+        images = self._check(images)
+        drawn = self._drawn(images)
+        return float(1 - self._errors(images, self._encode(images)).sum() / np.square(drawn - drawn.mean(0)).sum())
+
 # %% ../../nbs/factors/vae.ipynb #e2903aba
-class VAE(TransformerMixin, ImageEstimator):
+class VAE(ImageAutoencoder):
     """Disentangled convolutional VAE.
 
     Parameters
@@ -149,10 +215,7 @@ class VAE(TransformerMixin, ImageEstimator):
 
         self.history_ = self._train(step, len(images), max_steps=max_steps, weights=weights, schedule="onecycle", weight_decay=0.01, parameters=groups)
         if judge is not None: del self.module_.discriminator
-        mu, logvar = self._encode(images)
-        self.factor_mean_, self.factor_std_ = mu.mean(0), mu.std(0)
-        self.kl_ = kl_per_factor(torch.as_tensor(mu), torch.as_tensor(logvar)).numpy()
-        self.error_quantiles_ = np.percentile(self._errors(images, mu), np.arange(101)).astype(np.float32)
+        self._remember(images)
         return self
 
     def _targets(self, images):
@@ -180,22 +243,10 @@ class VAE(TransformerMixin, ImageEstimator):
             return tuple(torch.stack(c).mean(0) for c in zip(*codes))
         return self._apply(views, images)
 
-    def transform(self, images):
-        "Images (N, C, H, W) → factors μ (N, n_factors), float32. Columns are never reordered."
-        return self._encode(self._check(images))[0]
-
-    def get_feature_names_out(self, input_features=None): return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
-
     def draw(self, factors):
         "Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame=\"image\", (N, C, 32, 32) aligned crops with frame=\"aligned\"."
-        factors = np.asarray(factors, dtype=np.float32)
-        if factors.ndim != 2 or factors.shape[1] != self.n_factors:
-            raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
-        drawing = self._apply(self.module_.decoder, factors)
-        if self._aligned: return drawing
-        (h, w), (ph, pw) = self.image_shape_[1:], drawing.shape[2:]
-        top, left = (ph - h) // 2, (pw - w) // 2
-        return drawing[..., top:top + h, left:left + w]
+        drawing = self._apply(self.module_.decoder, self._check_factors(factors))
+        return drawing if self._aligned else self._uncropped(drawing)
 
     def inverse_transform(self, factors):
         "Factors (N, n_factors) → images (N, C, H, W) in the training images' own range; in their own frame, background removed, with frame=\"aligned\"."
@@ -204,26 +255,8 @@ class VAE(TransformerMixin, ImageEstimator):
         return self._unscaled(drawing).numpy()
 
     def _drawn(self, images):
-        "What a perfect decoder would draw of these images, scaled."
-        if not self._aligned: return self._scaled(torch.as_tensor(images.astype(np.float32))).numpy()
-        return self._apply(lambda x: aligned_crops(self._scaled(x)), images)
-
-    def _errors(self, images, mu): return np.square(self._drawn(images) - self.draw(mu)).reshape(len(images), -1).sum(1)
-
-    def reconstruction_error(self, images):
-        "Sum of squared errors of the drawing of every image, in scaled units: (N,)."
-        images = self._check(images)
-        return self._errors(images, self._encode(images)[0])
-
-    def reconstruction_percentile(self, images):
-        "Where each image's reconstruction error lies among the training cells': (N,) in 0 .. 100. Above 99: unlike anything seen in training."
-        return np.interp(self.reconstruction_error(images), self.error_quantiles_, np.arange(101)).astype(np.float32)
-
-    def score(self, images, y=None):
-        "Explained variance of the drawings, 1 = perfect, 0 = the training mean, over the images given."
-        images = self._check(images)
-        drawn = self._drawn(images)
-        return float(1 - self._errors(images, self._encode(images)[0]).sum() / np.square(drawn - drawn.mean(0)).sum())
+        "The aligned crops with frame=\"aligned\", scaled."
+        return self._apply(lambda x: aligned_crops(self._scaled(x)), images) if self._aligned else super()._drawn(images)
 
     def describe(self, images, pixel_size=None, channel=0):
         """What each factor means, by the measured shape of these cells: see `factors.naming.describe_factors`.
