@@ -370,8 +370,10 @@ def test_theme_button_is_remembered(browser, site):
     assert background(browser) == "rgb(255, 255, 255)"
     browser.execute_script("document.querySelector('.theme-toggle').click()")
     assert background(browser) == "rgb(21, 25, 28)"
-    open_page(browser, site / "laws" / "demo.html")
-    assert background(browser) == "rgb(21, 25, 28)"
+    def next_page():                                                           # the browser hands a choice to the next page's process in its own time
+        open_page(browser, site / "laws" / "demo.html")
+        return background(browser) == "rgb(21, 25, 28)"
+    assert wait(next_page)
     browser.execute_script("localStorage.clear()")
 
 

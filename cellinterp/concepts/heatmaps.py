@@ -136,11 +136,11 @@ def pointing(maps, targets):
     return dict(accuracy=float(hit.mean()), low=low, high=high, n=int(len(hit)), chance=float(flat.mean()))
 
 
-def wilson(k, n, z=1.96):
+def wilson(k, n):
     "Wilson's 95 % interval of a share k / n."
-    p, s = k / n, z * z / n
-    middle, half = (p + s / 2) / (1 + s), z * np.sqrt(p * (1 - p) / n + s / (4 * n)) / (1 + s)
-    return float(max(0, middle - half)), float(min(1, middle + half))
+    from scipy.stats import binomtest
+    interval = binomtest(int(k), int(n)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 # %% ../../nbs/concepts/heatmaps.ipynb #c9b57dcd
 def aligned_figure(images, maps, values, n=8, title="", pixel_size=None, attribution="", channel=None):

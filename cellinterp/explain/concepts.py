@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 from ..concepts.selectivity import Selectivity, active
+from .pictures import png_address
 
 # %% auto #0
 __all__ = ['selectivity_map', 'atom_map', 'extremes', 'plot_extremes', 'feature_cards']
@@ -121,15 +122,11 @@ def _histogram(z, own, bins=36):
 
 
 def _thumbnail(image):
-    "A small grey PNG as a data address."
-    import base64, struct, zlib
+    "A small grey picture of an image (H, W), stretched to its own range, as a data address."
     image = np.asarray(image, float)
     step = max(1, max(image.shape) // 48)
     image = image[::step, ::step]; span = np.ptp(image)
-    pixels = ((image - image.min()) / (span if span > 0 else 1) * 255).astype(np.uint8)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", pixels.shape[1], pixels.shape[0], 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + r.tobytes() for r in pixels), 9)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return png_address(np.repeat(((image - image.min()) / (span if span > 0 else 1))[..., None], 3, axis=2))
 
 
 def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns=None, names=None, batch_scores: Selectivity | None = None, images=None, title="Features",

@@ -8,6 +8,7 @@ import html
 from pathlib import Path
 import numpy as np
 from ..concepts.heatmaps import upsample, wilson
+from .pictures import png_address
 
 # %% auto #0
 __all__ = ['feature_recall', 'correlates', 'top_crops', 'overlay', 'concept_cards']
@@ -69,15 +70,6 @@ def top_crops(values, n=6, groups=None, per_group=2):
     return np.array(out, dtype=int)
 
 
-def _png(rgb) -> str:
-    "An RGB image (H, W, 3) in [0, 1] as a data address."
-    import base64, io
-    import matplotlib.image
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.clip(rgb, 0, 1), format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def overlay(image, heat, limit):
     "A crop (H, W, 3) in [0, 1] under its heat map (h, w), red where positive and blue where negative; RGB."
     import matplotlib
@@ -124,7 +116,7 @@ def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, 
             facts.append(("goes along with", ", ".join(f"{html.escape(str(k))} r = {v:+.2f}".replace("-", "−") for k, v in best.items()) or "nothing that was measured"))
         maps = np.asarray(heat(m, rows)) if len(rows) else np.zeros((0, 1, 1))
         limit = float(np.abs(maps).max()) if maps.size else 1.0
-        tag = lambda picture, i: f'<img src="{_png(picture)}" alt="crop {i}" title="crop {i}: code {Z[i, m]:.3g}{"" if labels is None else ", " + html.escape(str(labels[i]))}">'
+        tag = lambda picture, i: f'<img src="{png_address(picture)}" alt="crop {i}" title="crop {i}: code {Z[i, m]:.3g}{"" if labels is None else ", " + html.escape(str(labels[i]))}">'
         crops = "".join(tag(rgb[i], i) for i in rows); heats = "".join(tag(overlay(rgb[i], h, limit or 1.0), i) for i, h in zip(rows, maps))
         cards.append(f'<section id="f{m}"><h2>{html.escape(str(names[m])) if names is not None else f"feature {m}"} <small>active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells</small></h2>'
                      f'<div>{crops or "never positive"}</div><div>{heats}</div><table>{"".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in facts)}</table></section>')

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['boundary_panel', 'margin', 'strongest', 'law_boundary', 'traversals', 'confusion']
+__all__ = ['boundary_panel', 'margin', 'strongest', 'law_boundary', 'traversals', 'confusion', 'png_address']
 
 # %% ../../nbs/explain/pictures.ipynb #c3fe9a1e
 def boundary_panel(f, x, y, *, x_images=None, y_images=None, x_label="x", y_label="y", points=None, colours=None, names=("−", "+"), clip=3.0, resolution=200):
@@ -149,3 +149,12 @@ def confusion(labels, predictions: dict, classes):
         ax.set_title(f"{name}: {np.mean(np.diag(share)):.3f}", fontsize=8)
     axes[0, 0].set_ylabel("true", fontsize=8)
     return fig
+
+# %% ../../nbs/explain/pictures.ipynb #4c6a2968
+def png_address(rgb) -> str:
+    "An RGB image (H, W, 3) in [0, 1] as a `data:` address of a PNG, for pages in one file."
+    import base64, io
+    import matplotlib.image
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, np.clip(rgb, 0, 1), format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
