@@ -129,3 +129,15 @@ def test_both_laws_choose_by_it(monkeypatch, data):
     SparseClassifier(max_steps=3, validation_fraction=.5, random_state=0).fit(*data)
     symbolic.SymbolicClassifier(engine="operon", max_evaluations=50, n_edits=2, target="labels", random_state=0).fit(*data)
     assert [k.get("fraction") for k in asked] == [.5, None]
+
+
+def test_where_the_narrow_network_is_too_narrow_the_wide_one_is_pruned():
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(1200, 6))
+    y = np.char.add(np.where(Z[:, 0] > 0, "a", "b"), np.where(Z[:, 1] > 0, "c", "d"))       # four quadrants: one unit cannot tell them apart
+    model = SparseClassifier(hidden=(24,), narrow=(1,), random_state=0).fit(Z[:800], y[:800])
+    path = model.path_.set_index("stage")
+    assert path.balanced_accuracy["narrow"] < path.balanced_accuracy["dense"] - .1
+    gated = path.weights[path.index.str.startswith("gates")].min()
+    assert model.n_weights_ < .8 * gated and set(model.kept_) == {0, 1}
+    assert model.score(Z[800:], y[800:]) > path.balanced_accuracy["dense"] - .04

@@ -61,10 +61,11 @@ def _function(model, last):
 
 
 def _frozen(f, module):
-    "f with the module in evaluation; gradients flow to the input only."
+    "f with the module in evaluation, computed where the module is; gradients flow to the input only."
     module.eval()
     for p in module.parameters(): p.requires_grad_(False)
-    return f
+    device = next(module.parameters()).device
+    return lambda x: f(x.to(device)).to(x.device)
 
 
 def advantage(logits, own):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/laws/sparse.ipynb #a806642e
 from __future__ import annotations
-import math
+import copy, math
 import numpy as np
 import torch
 from torch import nn
@@ -152,7 +152,7 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
         learn(net, fit, steps, stage="dense")
         self.dense_accuracy_ = best = note(net, "dense")
         # 2. gates on the trained network, λ growing; the inputs of the last gated network within tolerance
-        gates, kept = HardConcrete(x.shape[1]), net.inputs()
+        gates, kept, wide = HardConcrete(x.shape[1]), net.inputs(), copy.deepcopy(net)
         for penalty in self.penalties if not self.dense_only else ():
             learn(net, fit, max(30, steps // 2), gates, penalty, stage="gates")
             gates.eval(); g = gates().detach()
@@ -162,7 +162,7 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
             if len(gated.inputs()) == 0: break
             score = note(gated, f"gates λ={penalty:g}")
             best = max(best, score)
-            if score >= best - self.tolerance: kept = gated.inputs()
+            if score >= best - self.tolerance: kept, wide = gated.inputs(), gated
         # 3. a narrow network on what is left
         if not self.dense_only:
             mean, std = net.mean, net.std
@@ -171,13 +171,15 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
             net.mean.copy_(mean); net.std.copy_(std)
             unused = np.setdiff1d(np.arange(x.shape[1]), kept); net.mask0[:, unused] = 0
             learn(net, fit, steps, stage="narrow")
-            best = max(best, note(net, "narrow"))
+            score = note(net, "narrow")
+            best = max(best, score)
+            if score < best - self.tolerance: net, score, self.widths_ = wide, best, list(self.hidden)   # too narrow for this decision: prune the wide one
         # 4. prune and fine-tune until nothing is left to give
-        while not self.dense_only and net.n_weights() > 2 * len(self.classes_) and path[-1]["balanced_accuracy"] > best - 5 * max(self.tolerance, .01):
+        while not self.dense_only and net.n_weights() > 2 * len(self.classes_) and score > best - 5 * max(self.tolerance, .01):
             _prune(net, self.prune)
             if len(net.inputs()) == 0: break
             learn(net, fit, max(30, steps // 4), stage="prune")
-            net.clean(); best = max(best, note(net, "pruned"))
+            net.clean(); score = note(net, "pruned"); best = max(best, score)
         chosen = min((p for p in path if p["balanced_accuracy"] >= best - self.tolerance), key=lambda p: p["weights"])
         self.widths_ = chosen["widths"]
         self.module_ = self._make_module(seed)
