@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellinterp.laws.blackbox import BlackBoxClassifier
 from cellinterp.runs.collect import collect, compare, lower_is_better, pareto, pick, summary
 from cellinterp.runs.run import PER_FOLD, Run
 
@@ -122,12 +123,22 @@ def test_tensorboard_event_files_as_an_option(tmp_path, monkeypatch):
     finished(tmp_path / "without", {"a": 1.0}, {"history": history})
     assert not (tmp_path / "without/tensorboard").exists()
     monkeypatch.setenv("CELLINTERP_TENSORBOARD", "1")
-    result = finished(tmp_path / "with", {"a": 1.0, "none": float("nan")}, {"history": history, "other": pd.DataFrame({"x": [1]})})
-    assert any(a.startswith("tensorboard/") for a in result["artifacts"])
     from tensorboard.util.tensor_util import make_ndarray
-    events = accumulator.EventAccumulator(str(tmp_path / "with/tensorboard")).Reload()
-    found = {tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
-    assert found == {"history/loss": [(10, 2.0), (20, 1.5)], "history/validation": [(20, .5)], "metrics/a": [(0, 1.0)]}
+
+    def scalars(folder):
+        events = accumulator.EventAccumulator(str(folder)).Reload()
+        return {re.sub(r"^BlackBoxClassifier \d+", "net", tag): [(e.step, round(float(make_ndarray(e.tensor_proto)), 4)) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+
+    run = Run("demo", dict(out=str(tmp_path / "with")))
+    images = np.random.default_rng(0).integers(0, 255, (12, 1, 32, 32)).astype(np.uint8)
+    net = BlackBoxClassifier(widths=(4, 4, 4, 4), max_steps=2, device="cpu", random_state=0).fit(images, ["a", "b"] * 6)
+    losses = [(int(step), round(loss, 4)) for step, loss in net.history_[["step", "loss"]].to_numpy()]
+    assert scalars(tmp_path / "with/live")["net/loss"] == losses and len(losses) == 2              # while the run goes
+    with contextlib.redirect_stdout(None): result = run.finish({"a": 1.0, "none": float("nan")}, {"history": history, "other": pd.DataFrame({"x": [1]})})
+    assert any(a.startswith("tensorboard/") for a in result["artifacts"]) and not (tmp_path / "with/live").exists()
+    found = scalars(tmp_path / "with/tensorboard")
+    assert {k: v for k, v in found.items() if not k.startswith("net/")} == {"history/loss": [(10, 2.0), (20, 1.5)], "history/validation": [(20, .5)], "metrics/a": [(0, 1.0)]} and found["net/loss"] == losses
+    BlackBoxClassifier(widths=(4, 4, 4, 4), max_steps=1, device="cpu").fit(images, ["a", "b"] * 6)   # nobody listens any more
     import cellinterp.runs.run as module
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tensorboard"): Run("demo", dict(out=str(tmp_path / "never")))     # at once, not at the end

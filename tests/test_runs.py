@@ -65,6 +65,14 @@ def test_result_has_every_key_and_plain_numbers(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "r/metrics.csv"), per_fold)
 
 
+def test_a_run_on_a_gpu_records_its_memory(tmp_path, monkeypatch):
+    import torch
+    assert "peak_gpu_memory_mb" not in Run("demo", dict(out=tmp_path / "a")).finish({})
+    for name, value in dict(is_available=True, is_initialized=True, max_memory_allocated=2_500_000).items(): monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    result = Run("demo", dict(device="auto", out=tmp_path / "b")).finish({})
+    assert result["peak_gpu_memory_mb"] == 2.5 and result["device"] == "cuda" and result["peak_memory_mb"] > 10
+
+
 def test_the_model_is_saved_and_tells_its_engine(tmp_path):
     X, y = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
     model = make_pipeline(LogisticRegression()).fit(X, y)

@@ -256,8 +256,8 @@ def test_two_sweeps_in_one_folder():
 
 def test_workers_are_pinned():
     notebook(work="import os\nstate = dict(value=int(os.environ['OMP_NUM_THREADS']) + 10 * len(os.environ['CUDA_VISIBLE_DEVICES']))")
-    rows = sweep(experiment("grid: {seeds: 2}\nresources: {threads: 3}"), "out", devices="7,cpu", report=False, progress=False)
-    assert [read_result(r["folder"])["metrics"]["value"] for r in rows] == [13, 3] and read_result(rows[0]["folder"])["threads"] == 3
+    rows = sweep(experiment("grid: {seeds: 3}\nresources: {threads: 3}"), "out", devices="7,cpu", workers=3, report=False, progress=False)
+    assert [read_result(r["folder"])["metrics"]["value"] for r in rows] == [13, 3, 13] and read_result(rows[0]["folder"])["threads"] == 3
     assert worker_env(2, None).keys().isdisjoint({"CUDA_VISIBLE_DEVICES"}) and worker_env(2, "cpu")["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -285,15 +285,17 @@ def test_processes_dask_and_slurm_give_the_same_table(monkeypatch, tmp_path):
     experiment("grid: {product: {rate: [0.1, 0.3]}, seeds: [0]}\nresources: {threads: 1, memory: 1, slurm: {queue: gpu, account: lab, interface: lo}}")
     slurm = fake_slurm(tmp_path / "bin"); monkeypatch.setenv("PATH", f"{slurm}:{os.environ['PATH']}")
     tables = {}
-    for where in "local", "dask", "slurm":
-        rows = sweep("steps.yaml", where, where=where, workers=2 if where == "dask" else 1, report=False, progress=False)
-        assert [r["state"] for r in rows] == ["done"] * 2, rows
-        tables[where] = collect(where).drop(columns=["seconds", "peak_memory_mb"])
-    assert tables["local"].equals(tables["dask"]) and tables["local"].equals(tables["slurm"])
+    from distributed import LocalCluster
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50) as cluster:
+        for out, options in dict(local={}, dask=dict(where="dask", workers=2), scheduler=dict(where="dask", scheduler=cluster.scheduler_address), slurm=dict(where="slurm")).items():
+            rows = sweep("steps.yaml", out, report=False, progress=False, **{"workers": 1, **options})
+            assert [r["state"] for r in rows] == ["done"] * 2, rows
+            tables[out] = collect(out).drop(columns=["seconds", "peak_memory_mb"])
+    for out in "dask", "scheduler", "slurm": assert tables["local"].equals(tables[out]), out
     calls, script = (slurm / "calls").read_text().split(), next(slurm.glob("*.job")).read_text()
     assert calls.count("sbatch") == 1 and calls.count("scancel") == 1
     for line in "#SBATCH -p gpu", "#SBATCH -A lab", "#SBATCH --cpus-per-task=1", "#SBATCH --mem=954M", "#SBATCH -t 00:40:00", "export OMP_NUM_THREADS=1": assert line in script, script
-    until(lambda: kernels() == [])                                             # a job whose scheduler has gone may take its death_timeout, 120 s
+    until(lambda: kernels() == [], 60)
     assert not list(Path("slurm").glob(".alive-*"))
 
 
@@ -301,11 +303,17 @@ def test_a_dask_run_ends_with_its_sweep(monkeypatch, tmp_path):
     pytest.importorskip("distributed")
     from cellinterp.runs import cluster
     alive = tmp_path / "alive"; alive.touch()
-    spec = dict(notebook=str(tmp_path / "steps.ipynb"), params=dict(pause=30.0, out=str(tmp_path / "r")), seconds=60, report=False, env={}, alive=str(alive))
+    spec = dict(notebook=str(tmp_path / "steps.ipynb"), params=dict(pause=30.0, out=str(tmp_path / "r")), seconds=60, report=False, env={}, alive=str(alive), job=False)
     monkeypatch.setattr(cluster, "OLD", 1.0)                                  # the sweep was killed: nobody touches the file any more
     assert "the sweep that asked for it has ended" in cluster.run_here(spec)["error"]
     alive.unlink()                                                            # the sweep was stopped
     assert cluster.run_here(spec)["state"] == "failed" and kernels() == []
+    alive.touch()                                                             # a job of its own ends, too, whatever else it waits for
+    job = subprocess.Popen([sys.executable, "-c", f"import time; from cellinterp.runs import cluster; cluster.GRACE = 0.5; cluster.end_with_sweep({str(alive)!r}); print(1, flush=True); time.sleep(600)"],
+                           stdout=subprocess.PIPE)
+    assert job.stdout.readline() and job.poll() is None
+    alive.unlink()
+    assert job.wait(60) == 0
     with pytest.raises(OSError, match="no dask scheduler answers at 'tcp://127.0.0.1:1'"):
         monkeypatch.setattr("distributed.Client", lambda *a, **k: (_ for _ in ()).throw(OSError("timed out")))
         cluster.dask_pool(1, tmp_path, "tcp://127.0.0.1:1")

@@ -15,7 +15,7 @@ from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .pursuit import SELECTION, decode, gram_matrix, omp, scatter, to_csr
 from .stream import RowSource, open_rows, shuffled_batches
-from ..training.loop import TorchEstimator, _bar, _save, accelerator
+from ..training.loop import TorchEstimator, _bar, _save, accelerator, teller
 
 # %% auto #0
 __all__ = ['DictionaryModule', 'World', 'SparseDictionary', 'PursuitModule', 'ICFL']
@@ -206,7 +206,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         stream = shuffled_batches(rows, batch, state["seed"] + (state["t"] if more else 0), start=first, device=device, rank=world.rank, world=world.size,
                                   dtype="bfloat16" if module.half and device.type == "cuda" else "float32")
         module.forget(); module.train()
-        pending, log_every = state.setdefault("pending", []), max(1, min(50, steps // 20))
+        pending, log_every, tell = state.setdefault("pending", []), max(1, min(50, steps // 20)), teller(type(self).__name__)
         bar = _bar(steps, first, type(self).__name__, self.verbose and world.rank == 0)
         for t in range(first, steps):
             progress = 0.0 if more else t / max(steps, 1)
@@ -221,6 +221,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
                 if not torch.isfinite(means).all():
                     raise FloatingPointError(f"{type(self).__name__}: the loss is not finite at step {done}: try a smaller learning_rate (now {self._rate():.3g})")
                 state["history"].append({"step": state["t"], **dict(zip(stats, means.tolist())), "dead": self._dead(state)})
+                if world.rank == 0: tell(state["history"][-1])
                 bar.set_postfix(fvu=f"{state['history'][-1]['fvu']:.3g}", dead=f"{state['history'][-1]['dead']:.3g}", refresh=False)
             bar.update(1)
             if saved is not None and world.rank == 0 and (done % 200 == 0 or done == steps): self._write(saved, steps)

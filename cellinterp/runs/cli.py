@@ -43,7 +43,7 @@ def run(notebook: Annotated[Optional[str], typer.Argument(help="A packaged noteb
         file: Annotated[Optional[str], typer.Option("-f", "--file", metavar="YAML", help="Parameters from a file, or a packaged experiment's name.")] = None,
         out: Annotated[Optional[str], typer.Option("--out", "-o", help="Folder for the results.")] = None,
         quick: Annotated[bool, typer.Option("--quick", help="Little data, few steps: to see that it works.")] = False,
-        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too.")] = False):
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too, while it trains.")] = False):
     "Run a notebook with other parameters: executed notebook, report and result.json."
     from cellinterp.runs.execute import REPORT, execute, find_notebook, parse_value, read_parameters, read_params_file
     named, values = read_params_file(file) if file else (None, {})
@@ -153,8 +153,8 @@ def predict(model: Annotated[str, typer.Argument(help="Folder of a saved model, 
             out: Annotated[str, typer.Option("--out", "-o", help="Table to write: .parquet or .csv.")],
             classes: Annotated[Optional[str], typer.Option("--classes", help="Of a public set: its classes, comma-separated, or all.")] = None,
             n: Annotated[Optional[int], typer.Option("-n", help="At most this many images of a named set.")] = None,
-        axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the axes of an array, such as NYXC.")] = None,
-        metadata: Annotated[Optional[str], typer.Option("--metadata", metavar="CSV", help="What is known of the images: a row each.")] = None):
+            axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the axes of an array, such as NYXC.")] = None,
+            metadata: Annotated[Optional[str], typer.Option("--metadata", metavar="CSV", help="What is known of the images: a row each.")] = None):
     "Apply a saved model to new images: factors, margins, probabilities, decisions, and what is unlike the training cells."
     from cellinterp.runs.predict import predict as apply
     table = apply(model, data, out, classes=classes, n=n, axes=axes, metadata=metadata)

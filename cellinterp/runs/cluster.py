@@ -5,8 +5,10 @@
 # %% ../../nbs/runs/cluster.ipynb #192ad106
 from __future__ import annotations
 import contextlib
+import functools
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -14,39 +16,57 @@ from .execute import _meant
 from .remote import local_folder
 from .sweep import STATUS, RunProcess, worker_env
 
-BEAT, OLD = 5.0, 60.0                                           # seconds between two touches, and until the sweep is taken for dead
+BEAT, OLD, GRACE = 5.0, 60.0, 5.0                               # seconds between two touches, until the sweep is taken for dead, and from then until a job ends itself
 SLURM = ("queue", "account", "walltime", "memory", "interface", "directives", "prologue", "python")
 
 # %% auto #0
-__all__ = ['BEAT', 'OLD', 'SLURM', 'run_here', 'DaskPool', 'dask_pool', 'slurm_cluster', 'slurm_pool']
+__all__ = ['BEAT', 'OLD', 'GRACE', 'SLURM', 'run_here', 'end_with_sweep', 'DaskPool', 'dask_pool', 'slurm_cluster', 'slurm_pool']
 
 # %% ../../nbs/runs/cluster.ipynb #351ddca1
 def run_here(spec: dict) -> dict:
     "What a worker does: run it in a process of its own until it ends, its time is up or the sweep is gone. Returns the outcome."
-    task, alive = RunProcess(spec), Path(spec["alive"])
-    stamp, seen = None, time.monotonic()
+    if spec["job"]: end_with_sweep(spec["alive"])
+    task, gone = RunProcess(spec), _Gone(spec["alive"])
     while (outcome := task.poll()) is None:
-        try: now = alive.stat().st_mtime_ns
-        except FileNotFoundError: now = None
-        if now != stamp: stamp, seen = now, time.monotonic()
-        if now is None or time.monotonic() - seen > OLD:
+        if gone():
             task.kill()
             return dict(state="failed", seconds=time.monotonic() - task.started, error="stopped: the sweep that asked for it has ended")
         time.sleep(0.1)
     return outcome
 
 
+class _Gone:
+    "Whether a sweep has ended: its file has disappeared, or has not been touched for `OLD` seconds (by this machine's clock)."
+    def __init__(self, alive): self.alive, self.stamp, self.seen = Path(alive), None, time.monotonic()
+
+    def __call__(self) -> bool:
+        try: stamp = self.alive.stat().st_mtime_ns
+        except FileNotFoundError: return True
+        if stamp != self.stamp: self.stamp, self.seen = stamp, time.monotonic()
+        return time.monotonic() - self.seen > OLD
+
+
+@functools.cache
+def end_with_sweep(alive: str):
+    "Make this process, a job of the sweep, end some seconds after it. dask's worker is told to end as well, but may then wait long for a scheduler that is no more."
+    def watch(gone=_Gone(alive)):
+        while not gone(): time.sleep(1)
+        time.sleep(GRACE)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class DaskPool:
     "Runs on dask workers, one at a time on each."
 
     def __init__(self, client, workers: int, folder, cluster=None, resubmit: int = 0):
-        self.client, self.workers, self.cluster, self.resubmit = client, workers, cluster, resubmit
+        self.client, self.workers, self.cluster, self.resubmit, self.jobs = client, workers, cluster, resubmit, resubmit > 0
         handle, path = tempfile.mkstemp(prefix=".alive-", dir=folder)
         os.close(handle)
         self.alive, self.touched = Path(path), time.monotonic()
 
     def start(self, spec: dict):
-        spec = {**spec, "alive": str(self.alive), "cwd": os.getcwd()}
+        spec = {**spec, "alive": str(self.alive), "job": self.jobs, "cwd": os.getcwd()}
         return self.client.submit(run_here, spec, pure=False, key=f"{Path(spec['params']['out']).name}-{time.time_ns()}"), local_folder(spec["params"]["out"]) / STATUS, time.time()
 
     def begun(self, task) -> bool:

@@ -19,8 +19,8 @@ TABLE, FOLDS, INDEX = "table", "folds", "index.html"
 FACTS = ("device", "precision", "engine", "threads", "seconds", "peak_memory_mb", "peak_gpu_memory_mb", "code_hash")
 
 # %% auto #0
-__all__ = ['TABLE', 'FOLDS', 'INDEX', 'FACTS', 'collect', 'lower_is_better', 'pick', 'm_is', 'm_has', 'summary', 'pareto',
-           'plot_metric', 'plot_pareto', 'compare']
+__all__ = ['TABLE', 'FOLDS', 'INDEX', 'FACTS', 'collect', 'lower_is_better', 'pick', 'summary', 'pareto', 'plot_metric',
+           'plot_pareto', 'compare']
 
 # %% ../../nbs/runs/collect.ipynb #b3371577
 def collect(folder, write: bool = True):
@@ -98,11 +98,9 @@ def lower_is_better(metric: str) -> bool: return bool(_LOWER.search(metric)) and
 
 def pick(metrics, wanted) -> str | None:
     "The first metric that is, or else contains, one of the wanted names, in their order."
-    return next((m for w in wanted for test in (m_is, m_has) for m in metrics if test(m, w)), None)
-
-
-def m_is(m, w): return m == w
-def m_has(m, w): return w in m and not m.endswith("_sd")
+    for w in wanted:
+        if found := [m for m in metrics if m == w] or [m for m in metrics if w in m and not m.endswith("_sd")]: return found[0]
+    return None
 
 
 def summary(table, metrics=None):
@@ -267,4 +265,4 @@ def _mean_sd(mean, sd) -> str: return _cell(mean) if sd != sd else f"{_cell(mean
 def _link(folder: Path, run, text) -> str:
     if run is None: return "–"
     target = next((n for n in (REPORT, "executed.ipynb") if (folder / run / n).exists()), RESULT)
-    return html.escape(text) if target is None else f'<a href="{html.escape(f"{run}/{target}")}">{html.escape(text)}</a>'
+    return f'<a href="{html.escape(f"{run}/{target}")}">{html.escape(text)}</a>'

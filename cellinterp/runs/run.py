@@ -20,13 +20,13 @@ from pathlib import Path
 from .remote import filesystem, is_url, local_folder, probe, push, withdraw
 
 SCHEMA = 1
-RESULT, CHECKPOINT = "result.json", "checkpoint"
+RESULT, CHECKPOINT, LIVE = "result.json", "checkpoint", "live"
 PER_FOLD = ["model", "fold", "seed", "metric", "value"]      # the columns of metrics.csv
 
 # %% auto #0
-__all__ = ['SCHEMA', 'RESULT', 'CHECKPOINT', 'PER_FOLD', 'TENSORBOARD', 'NOTEBOOK', 'ELSEWHERE', 'code_hash', 'packaged_folder',
-           'identity', 'peak_memory_mb', 'versions', 'threads', 'Run', 'write_scalars', 'read_result',
-           'write_atomically']
+__all__ = ['SCHEMA', 'RESULT', 'CHECKPOINT', 'LIVE', 'PER_FOLD', 'TENSORBOARD', 'NOTEBOOK', 'ELSEWHERE', 'code_hash',
+           'packaged_folder', 'identity', 'peak_memory_mb', 'versions', 'threads', 'Run', 'write_scalars',
+           'read_result', 'write_atomically']
 
 # %% ../../nbs/runs/run.ipynb #9769b749
 def code_hash(notebook=None) -> str:
@@ -60,7 +60,7 @@ def _notebook_path(notebook) -> Path | None:
     return next((p for kind in ("tutorials", "benchmarks") if (p := packaged_folder(kind) / f"{notebook}.ipynb").is_file()), None)
 
 # %% ../../nbs/runs/run.ipynb #05810cb2
-TENSORBOARD = "CELLINTERP_TENSORBOARD"                       # set to 1: `finish` writes event files, too
+TENSORBOARD = "CELLINTERP_TENSORBOARD"                       # set to 1: training writes event files as it goes, and `finish` what is in the tables
 NOTEBOOK = "CELLINTERP_NOTEBOOK"                             # set by `execute` for the kernel: the path of the notebook that runs
 ELSEWHERE = ("out", "device")                                # parameters that do not change what is computed
 
@@ -156,7 +156,7 @@ class Run:
         self.name, self.params = name, dict(params)
         if not self.params.get("out"): raise ValueError("params has no 'out': the folder to write to, for example out='runs/images_to_law'")
         _jsonable(self.params, "params")
-        if os.environ.get(TENSORBOARD): _need_tensorboard()
+        if os.environ.get(TENSORBOARD): _need_tensorboard()                              # now, not at the end
         self.folder = local_folder(self.params["out"])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +166,7 @@ class Run:
             raise type(error)(f"out={str(self.folder)!r} cannot be made or written to: {error.strerror or error}") from None
         self.code_hash = code_hash(os.environ.get(NOTEBOOK) or name)     # now: a module edited while the notebook runs takes no part in it
         self.identity = identity(self.code_hash, self.params)
+        self.scalars = _live_scalars(self.folder / LIVE, again=Path(self.checkpoint).exists()) if os.environ.get(TENSORBOARD) else None
         self.started = time.perf_counter()
 
     def __repr__(self): return f"Run({self.name!r}, out={str(self.folder)!r})"
@@ -208,7 +209,9 @@ class Run:
         staging = Path(tempfile.mkdtemp(prefix=".finish-", dir=self.folder))
         try:
             self._write(staging, tables, figures, model, extra)
-            if os.environ.get(TENSORBOARD): write_scalars(staging / "tensorboard", tables, metrics)
+            if self.scalars is not None:
+                write_scalars(self.scalars, tables, metrics)
+                shutil.copytree(self.folder / LIVE, staging / "tensorboard")
             artifacts = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
             result = self._result(metrics, artifacts, model, engine, device, precision)
             text = json.dumps(result, indent=1, allow_nan=False)
@@ -220,7 +223,8 @@ class Run:
             withdraw(self.params["out"], RESULT)
             write_atomically(self.folder / RESULT, text)
             push(self.params["out"], [*{a.split("/")[0] for a in artifacts}, RESULT])
-            shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)                  # the run is whole: nothing will resume from them
+            if self.scalars is not None: _end_live(self.scalars)
+            for done in CHECKPOINT, LIVE: shutil.rmtree(self.folder / done, ignore_errors=True)   # the run is whole: nothing will resume from them
         finally: shutil.rmtree(staging, ignore_errors=True)
         print(_show(metrics))
         print(f"\nresult: {self.params['out'] if is_url(self.params['out']) else self.folder}/{RESULT}")
@@ -246,14 +250,30 @@ class Run:
                     **_gpu_memory(), artifacts=artifacts)
 
 
-def write_scalars(folder, tables: dict, metrics: dict):
-    """TensorBoard event files: every numeric column of each table that has a `step`, and the metrics; `tensorboard --logdir` shows many runs side by side.
-
-    Raises ImportError with the way to install it.
-    """
-    _need_tensorboard()
+def _live_scalars(folder: Path, again: bool):
+    "A TensorBoard writer that hears every log line of every training in this process; `again`: a run that goes on keeps what it had."
     from tensorboard.summary import Writer
-    writer = Writer(str(folder))
+    from cellinterp.training import loop
+    if not again: shutil.rmtree(folder, ignore_errors=True)
+    writer, here = Writer(str(folder)), os.getpid()
+
+    def hear(training, line):
+        if os.getpid() != here: return                                                    # a fork has no thread that writes
+        for name, value in line.items():
+            if name != "step": writer.add_scalar(f"{training}/{name}", float(value), int(line["step"]))
+        writer.flush()
+    loop.listeners[:] = [hear]
+    return writer
+
+
+def _end_live(writer):
+    from cellinterp.training import loop
+    loop.listeners.clear()
+    writer.close()
+
+
+def write_scalars(writer, tables: dict, metrics: dict):
+    "To a TensorBoard writer: every numeric column of each table that has a `step`, and the metrics; `tensorboard --logdir` shows many runs side by side."
     for name, table in tables.items():
         if "step" not in table: continue
         for column in table.columns.drop("step"):
@@ -261,7 +281,7 @@ def write_scalars(folder, tables: dict, metrics: dict):
             for step, value in table[["step", column]].dropna().itertuples(index=False): writer.add_scalar(f"{name}/{column}", float(value), int(step))
     for name, value in metrics.items():
         if value is not None: writer.add_scalar(f"metrics/{name}", float(value), 0)
-    writer.close()
+    writer.flush()
 
 
 def _need_tensorboard():

@@ -351,7 +351,7 @@ def sweep(file, out, *, where: str = "local", workers: int | None = None, device
     keep_finished : results of older code count as finished, too.
     report : write report.html for each run.
     scheduler : address of a dask scheduler, "tcp://…", for where="dask".
-    tensorboard : each run also writes TensorBoard event files.
+    tensorboard : each run also writes TensorBoard event files, while it trains.
     progress : True, or a stream to print to, or False.
 
     Returns

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/loop.ipynb #92555ec7
 from __future__ import annotations
+import itertools
 import math
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from torch import nn
 from sklearn.base import BaseEstimator
 
 # %% auto #0
-__all__ = ['Rows', 'balanced_weights', 'accelerator', 'train', 'onecycle', 'TorchEstimator', 'as_tensor', 'n_parameters']
+__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'train', 'teller', 'onecycle', 'TorchEstimator', 'as_tensor',
+           'n_parameters']
 
 # %% ../../nbs/training/loop.ipynb #3c94752c
 class Rows:
@@ -109,7 +111,7 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
             pending = [v.to(acc.device) for v in state.get("pending", [])]    # of the steps since the last log line
             torch.set_rng_state(state["rng"].cpu())
             if devices: torch.cuda.set_rng_state(state["rng_cuda"].cpu(), acc.device)
-        log_every = max(1, min(50, max_steps // 20))
+        log_every, tell = max(1, min(50, max_steps // 20)), teller(desc)
         bar = _bar(max_steps, start, desc, verbose and acc.is_main_process)
         for t in range(start, max_steps):
             for group, lr in zip(optimizer.param_groups, base):                      # a group may keep to a schedule of its own
@@ -125,10 +127,12 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
                 if not all(math.isfinite(v) for v in means):
                     raise FloatingPointError(f"{desc}: the loss is not finite at step {done}: try a smaller learning_rate (now {learning_rate})")
                 history.append({"step": done, **dict(zip(out, means))})
+                if acc.is_main_process: tell(history[-1])
                 bar.set_postfix({k: f"{v:.3g}" for k, v in zip(out, means)}, refresh=False)
             if validate is not None and (done % validate_every == 0 or done == max_steps):
                 module.eval(); score = float(validate()); module.train()
                 history.append({"step": done, "validation": score})
+                if acc.is_main_process: tell(history[-1])
                 if score > best[0]: best = (score, {k: v.detach().clone() for k, v in acc.unwrap_model(run).state_dict().items()}, done)
             bar.update(1)
             stop = patience is not None and best[1] is not None and done - best[2] >= patience
@@ -143,6 +147,16 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
     import pandas as pd
     frame = pd.DataFrame(history)
     return frame.groupby("step", as_index=False).first() if len(frame) else pd.DataFrame({"step": [], "loss": []})
+
+
+listeners = []           # called with (training, line) at every log line: what follows training from outside, such as TensorBoard
+_trainings = itertools.count(1)
+
+
+def teller(desc: str):
+    "A function that tells the listeners of a log line, a dict with `step`. Trainings of a process are numbered, for a notebook may train many of a kind."
+    name = f"{desc} {next(_trainings)}"
+    return lambda line: [hear(name, line) for hear in listeners]
 
 
 def onecycle(progress: float, rise: float = 0.25) -> float:
