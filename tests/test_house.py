@@ -83,7 +83,7 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_lists_and_runs_the_tutorials_without_the_repository(wheel, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "cellinterp/_notebooks/tutorials/images_to_law.ipynb" in names and "cellinterp/_notebooks/experiments/images_to_law_full.yaml" in names
+    assert "cellinterp/_notebooks/tutorials/images_to_law.ipynb" in names and "cellinterp/_notebooks/experiments/images_to_law_gpu.yaml" in names
     site = tmp_path / "site"; zipfile.ZipFile(wheel).extractall(site)
     env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     code = "import cellinterp.runs.cli as c, cellinterp; assert 'site' in cellinterp.__file__, cellinterp.__file__; c.main()"
