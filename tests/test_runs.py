@@ -164,7 +164,7 @@ def test_params_files(tmp_path):
 def test_packaged_notebooks_can_be_found():
     with pytest.raises(FileNotFoundError, match="packaged are"): find_notebook("no_such")
     for n in list_notebooks():
-        if n["kind"] == "tutorials": assert find_notebook(n["name"]) == n["path"] and {"seed", "device", "out", "quick"} <= set(read_parameters(n["path"])), n["name"]
+        if n["kind"] == "tutorials": assert find_notebook(n["name"]) == n["path"] and {"data", "classes", "groups", "n", "seed", "device", "out", "quick"} <= set(read_parameters(n["path"])), n["name"]
 
 
 # ---- execute
