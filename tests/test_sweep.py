@@ -1,4 +1,5 @@
 """Sweeps: every mistake in the file is found before anything starts; nothing finished is repeated; killed in the middle and started again, the same comes out."""
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,12 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from cellinterp.runs.execute import check_parameters, find_notebook, read_parameters, read_params_file, read_yaml
+from cellinterp.runs.execute import check_parameters, find_notebook, list_notebooks, read_parameters, read_params_file, read_yaml
 from cellinterp.runs.run import Run, code_hash, identity, packaged_folder, read_result
 from cellinterp.runs.sweep import expand_grid, plan, read_experiment, sweep, worker_env
 
@@ -125,6 +127,20 @@ def test_every_packaged_experiment_fits_its_notebook():
         else:
             name, values = read_params_file(path)
             assert check_parameters(read_parameters(find_notebook(name)), values, path.name) is not None
+
+
+def test_every_tutorial_has_a_gpu_file_with_its_estimate():
+    "The table of estimates is of these very parameters, and the file says what the table says."
+    folder = packaged_folder("experiments")
+    files = {p.stem: read_experiment(p) for p in sorted(folder.glob("*_gpu.yaml"))}
+    reports = {"affinity_report"}                                             # on a model that is there already
+    assert {f"{n['name']}_gpu" for n in list_notebooks() if n["kind"] == "tutorials" and n["name"] not in reports} == set(files) and not list(folder.glob("*_full.yaml"))
+    table = pd.read_csv(Path(__file__).parents[1] / "nbs/benchmarks/gpu_estimates.csv").set_index("file")
+    for name, e in files.items():
+        mark = hashlib.sha256(json.dumps([e.notebook.stem, e.runs], sort_keys=True).encode()).hexdigest()[:8]
+        assert name == f"{e.notebook.stem}_gpu" and mark == table.parameters[name], f"{name}.yaml has changed: run benchmarks/gpu_estimates again and keep its table"
+        assert e.description.endswith(table.sentence[name]), f"the description of {name}.yaml must end: {table.sentence[name]}"
+        assert e.resources["minutes"] >= 2 * (60 * table.hours_run[name] + table.data_minutes[name]) and (table.hours_run[name] == 0 or e.resources["gpus"] == 1 and {r["device"] for r in e.runs} == {"cuda"})
 
 
 # ---- identity
