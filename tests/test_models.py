@@ -237,3 +237,23 @@ def test_names_hold_up_under_chance():
     Z = np.c_[-shape.area + .2 * rng.normal(size=400), rng.normal(size=(400, 60))]
     table = describe_factors(Z, shape)
     assert table.name[0].startswith("area, r = −0.9") and set(table.name[1:]) == {"unnamed"}
+
+
+def test_of_many_images_the_aligned_targets_are_made_for_each_batch_and_are_the_same(monkeypatch):
+    from cellinterp.factors import vae as module
+    images = simulate_nuclei(60, size=48, random_state=0).images
+    model = module.VAE(3, "beta", frame="aligned", max_steps=3, hidden=8, widths=(4, 4, 4, 4), device="cpu", random_state=0)
+    model._learn_scale(images)
+    rows = torch.tensor([3, 50, 7])
+    crops, spectra = model._targets(images, model._pixels(images))[0](rows, None)
+    np.testing.assert_allclose(spectra, _whitened(model, images[rows]), atol=1e-3)
+    monkeypatch.setattr(module, "_KEEP", 20)                                               # statistics of 20 images, targets of 60
+    crops_anew, spectra_anew = model._targets(images, model._pixels(images))[0](rows, None)
+    assert torch.equal(crops, crops_anew) and len(model.spectrum_axes_) == 19
+    np.testing.assert_allclose(spectra_anew, _whitened(model, images[rows]), atol=1e-3)
+    assert np.isfinite(model.fit(images).history_.loss).all()
+
+
+def _whitened(model, images):
+    from cellinterp.training.augment import polar_spectra
+    return (polar_spectra(model._scaled(torch.as_tensor(images.astype(np.float32)))).numpy() - model.spectrum_mean_) @ model.spectrum_axes_.T

@@ -115,6 +115,9 @@ class ImageAutoencoder(TransformerMixin, ImageEstimator):
         return float(1 - self._errors(images, self._encode(images)).sum() / np.square(drawn - drawn.mean(0)).sum())
 
 # %% ../../nbs/factors/vae.ipynb #e2903aba
+_KEEP = 10_000  # aligned crops and spectra of as many images are kept; of more, they are made anew for every batch
+
+
 class VAE(ImageAutoencoder):
     """Disentangled convolutional VAE.
 
@@ -184,7 +187,7 @@ class VAE(ImageAutoencoder):
             codes = np.where(y == "", -1, np.searchsorted(self.classes_, y))
             weights = balanced_weights(codes - codes.min())
             codes = torch.as_tensor(codes)
-        draw, drawn_variance = self._targets(images)                                     # rows -> (crop or image, spectrum or None)
+        draw, drawn_variance = self._targets(images, pixels)                                    # rows -> (crop or image, spectrum or None)
         self.module_ = self._make_module(self._seed())
         max_steps = int(np.clip(40 * (len(images) // self.batch_size), 600, 4000)) if self.max_steps == "auto" else self.max_steps
         price, constants = PRICES[self.objective], {k: v for k in ("beta", "capacity", "gamma", "lambda_od") if (v := getattr(self, k)) is not None}
@@ -218,22 +221,30 @@ class VAE(ImageAutoencoder):
         self._remember(images)
         return self
 
-    def _targets(self, images):
+    def _targets(self, images, pixels):
         "What to draw, for every row of `images`: (rows, x) -> (drawing, spectrum), and the drawings' total variance."
         if not self._aligned: return (lambda rows, x: (pad_to(x, 8), None)), 1.0
+        kept = images[::-(-len(images) // _KEEP)]                                         # all of them, or a sample for their statistics
         crops, spectra = [], []
         with torch.no_grad():
-            for k in range(0, len(images), 512):
-                x = self._scaled(torch.as_tensor(images[k:k + 512].astype(np.float32)))
+            for k in range(0, len(kept), 512):
+                x = self._scaled(torch.as_tensor(kept[k:k + 512].astype(np.float32)))
                 crops.append(aligned_crops(x)); spectra.append(polar_spectra(x))
         crops, spectra = torch.cat(crops), torch.cat(spectra)                            # (N, C, 32, 32), (N, S)
         self.drawing_mean_, self.spectrum_mean_ = crops.mean(0).numpy(), spectra.mean(0).numpy()
         centred = spectra - spectra.mean(0)
-        k = min(self.n_spectra, len(images) - 1)
+        k = min(self.n_spectra, len(kept) - 1)
         _, scale, axes = torch.linalg.svd(centred, full_matrices=False)
-        self.spectrum_axes_ = (axes[:k] / (scale[:k, None] / len(images) ** 0.5).clamp_min(1e-6)).numpy()  # (k, S): whitens
-        whitened = centred @ torch.as_tensor(self.spectrum_axes_).T
-        return (lambda rows, x: (crops.to(rows.device)[rows], whitened.to(rows.device)[rows])), crops.var(0, correction=0).sum().item()
+        self.spectrum_axes_ = (axes[:k] / (scale[:k, None] / len(kept) ** 0.5).clamp_min(1e-6)).numpy()  # (k, S): whitens
+        axes, mean, variance = torch.as_tensor(self.spectrum_axes_).T, spectra.mean(0), crops.var(0, correction=0).sum().item()
+        if len(kept) == len(images):
+            whitened = centred @ axes
+            return (lambda rows, x: (crops.to(rows.device)[rows], whitened.to(rows.device)[rows])), variance
+        def anew(rows, x):                                                               # many images: the batch's targets when they are asked for
+            with torch.no_grad():
+                x = pixels(rows)
+                return aligned_crops(x), (polar_spectra(x) - mean.to(x.device)) @ axes.to(x.device)
+        return anew, variance
 
     def _encode(self, images):
         "→ μ, log σ² (N, n_factors): means over the views."
