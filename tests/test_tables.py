@@ -4,10 +4,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings, strategies as st
+from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 
-from cellinterp.laws import SymbolicClassifier
+from cellinterp.laws import SymbolicClassifier, SymbolicRegressor, symbolic
+from cellinterp.laws.expressions import compile_numpy
+from cellinterp.laws.symbolic import ratio_law
 from cellinterp.laws.tables import factor_table, latex_table, law_table, margin_names, pairs_table, stability
 
 QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500, n_edits=15, random_state=0)
@@ -131,3 +135,34 @@ def test_an_outer_function_is_searched_from_within():
     model = SymbolicRegressor(engine="operon", operators=("+", "-", "*", "square", "exp"), max_nodes=12, max_evaluations=6000, n_edits=0, random_state=0).fit(P, y)
     wide = np.random.default_rng(1).uniform(.2, 2, (60, 2))
     np.testing.assert_allclose(model.predict(wide), np.exp(wide[:, 0] * wide[:, 1] - wide[:, 1] ** 2), rtol=1e-3)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_quotients_of_sums_are_found_without_a_search(seed):
+    r = np.random.default_rng(seed)
+    X, (a, b, c, d) = r.uniform(1, 5, (120, 4)), r.uniform(.3, 3, 4)
+    law = lambda X: (a * X[:, 0] * X[:, 2] + b * X[:, 1] * X[:, 3]) / (c * X[:, 0] + d * X[:, 1])
+    found = compile_numpy(ratio_law(X, law(X), list("pqrs"), 25, ("+", "*", "/")), list("pqrs"))
+    wide = r.uniform(1, 20, (200, 4))
+    np.testing.assert_allclose(found(wide), law(wide), rtol=1e-6)
+    assert ratio_law(X, law(X), list("pqrs"), 25, ("+", "*")) is None and ratio_law(X, law(X), list("pqrs"), 5, ("+", "*", "/")) is None
+
+
+def test_a_quotient_bends_little_under_noise():
+    r = np.random.default_rng(0)
+    X = r.uniform(1, 5, (400, 4))
+    mean = (X[:, 0] * X[:, 2] + X[:, 1] * X[:, 3]) / (X[:, 0] + X[:, 1])
+    found = ratio_law(X, mean + .01 * r.standard_normal(400), list("pqrs"), 40, ("+", "*", "/"))
+    error = compile_numpy(found, list("pqrs"))(X) - mean
+    assert np.sqrt(np.square(error).mean()) < .01 and {s.name for s in found.free_symbols} == set("pqrs")          # nearer the truth than a row of data is
+
+
+def test_a_regression_is_the_same_for_any_number_of_processes(monkeypatch):
+    r = np.random.default_rng(0)
+    X = r.uniform(1, 3, (90, 2)); y = np.exp(X[:, 0] / X[:, 1])
+    laws = []
+    for n in (1, 2):
+        monkeypatch.setattr(symbolic, "_in_processes", lambda jobs, n_jobs: Parallel(n_jobs=n)(delayed(symbolic.search_margin)(**j) for j in jobs))
+        laws.append(SymbolicRegressor(engine="operon", max_nodes=9, max_evaluations=3000, n_edits=20, random_state=0).fit(X, y).expressions_)
+    assert laws[0] == laws[1]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'KINDS', 'OUTER', 'check_operators', 'search_operon', 'sparse_sums', 'edit', 'Archive', 'search_margin',
-           'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'power_law', 'SymbolicRegressor',
+           'resolve_engine', 'pareto', 'simplest', 'scores', 'Lambda', 'power_law', 'ratio_law', 'SymbolicRegressor',
            'SymbolicClassifier']
 
 # %% ../../nbs/laws/symbolic.ipynb #3efef4a4
@@ -472,6 +472,38 @@ def power_law(X, y, names, max_nodes, operators):
         law = sympy.Float(np.exp(np.clip(c[0], -50, 50))) * powers * (sympy.exp(inside) if inside != 0 else 1)
     return law if law.free_symbols and complexity(law) <= max_nodes else None
 
+# %% ../../nbs/laws/symbolic.ipynb #69d08080
+def ratio_law(X, y, names, max_nodes, operators):
+    "The quotient of sums above that fits y best (as sympy), by backward elimination; None where a denominator would come near zero, more than ten columns came, or it would not fit `max_nodes`."
+    import sympy
+    X, y = (a[::-(-len(X) // 2000)] for a in (X, y))                                        # enough for so few coefficients
+    n, d = X.shape
+    if "/" not in operators or d > 10 or n < 20: return None
+    tops = [()] + [(j,) for j in range(d)] + [(i, j) for i in range(d) for j in range(i, d)]
+    terms = [(t, False) for t in tops] + [(t, True) for t in [()] + [(j,) for j in range(d)]]
+    with np.errstate(all="ignore"): S = np.stack([np.prod(X[:, t], axis=1) for t, _ in terms], 1)
+    A = np.where([below for _, below in terms], -y[:, None], 1) * S                         # (N, terms)
+    if not np.isfinite(A).all(): return None
+    scale = np.sqrt(np.square(A).mean(0))
+    active, best, floor = [k for k in range(len(terms)) if scale[k] > 0], (np.inf, None), 1e-20 * (y.var() or 1)
+    while len(active) > 1 and any(terms[k][1] for k in active):
+        v = np.linalg.svd(A[:, active] / scale[active], full_matrices=False)[2][-1]           # what varies least
+        c = v / scale[active]
+        below = np.array([terms[k][1] for k in active])
+        D = S[:, active][:, below] @ c[below]                                                # (N,) the denominator
+        with np.errstate(all="ignore"): error = np.square(S[:, active][:, ~below] @ c[~below] / D - y).mean()
+        price = n * np.log(max(error, floor)) + np.log(n) * len(active)                       # BIC
+        if D.min() * D.max() > 0 and price < best[0]: best = price, (active, c)
+        active = [k for k, keep in zip(active, np.arange(len(active)) != np.abs(v).argmin()) if keep]
+    if best[1] is None or not any(terms[k][1] and terms[k][0] for k in best[1][0]): return None  # a plain sum: others propose those
+    active, c = best[1]
+    c = c / max((c[i] for i, k in enumerate(active) if terms[k][1]), key=abs)
+    near = lambda a: sympy.Integer(round(a)) if round(a) and abs(a - round(a)) < 1e-7 * abs(a) else sympy.Float(a)
+    with _tidy():
+        total = [sum((near(a) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[k][0]]) for a, k in zip(c, active) if terms[k][1] == below), sympy.Integer(0)) for below in (False, True)]
+        law = total[0] / total[1]
+    return law if law.free_symbols and complexity(law) <= max_nodes else None
+
 # %% ../../nbs/laws/symbolic.ipynb #f240813d
 class SymbolicRegressor(RegressorMixin, _Law):
     """An equation for a number, by symbolic search and least squares.
@@ -531,14 +563,18 @@ class SymbolicRegressor(RegressorMixin, _Law):
             each, restarts, edits = self._budget(len(train), 1)
             outers = [None] + (["exp"] if "exp" in self.operators and y.min() > 0 else []) + (["sqrt"] if "sqrt" in self.operators and y.min() >= 0 else [])
             each, restarts = max(each * restarts // max(restarts, len(outers)), 1), max(restarts, len(outers))
-            power = power_law(Z[train], y[train], names, self.max_nodes, self.operators)
+            formed = [power_law(Z[train], y[train], names, self.max_nodes, self.operators), ratio_law(Z[train], y[train], names, self.max_nodes, self.operators)]
+            if "sqrt" in outers and (inside := ratio_law(Z[train], y[train] ** 2, names, self.max_nodes - 1, self.operators)) is not None: formed.append(_wrapped(inside, "sqrt"))
             job = dict(X=Z[train], y=y[train], T=y[train], names=names, engine=self.engine_, operators=tuple(self.operators), max_nodes=self.max_nodes, max_evaluations=each,
-                       n_restarts=restarts, n_edits=edits, seed=seed, loss="squared", outers=outers,
-                       starts=[to_text(l[0]) for l in sums] + ([] if power is None else [to_text(power)]))
-            laws += [[parse(text)] for front in _in_processes([job], self.n_jobs) for _, _, text in front]
+                       loss="squared",
+                       starts=[to_text(l[0]) for l in sums] + [to_text(e) for e in formed if e is not None])
+            jobs = [{**job, "outers": (outer,), "n_restarts": restarts // len(outers) + (i < restarts % len(outers)), "n_edits": edits // len(outers), "seed": seed + i} for i, outer in enumerate(outers)]
+            laws += [[parse(text)] for front in _in_processes(jobs, self.n_jobs) for _, _, text in front]
         spread = T[train].var() or 1.0
         fit = lambda law, rows: fit_constants(law, Z[rows], T[rows], names, loss="squared", steps=30)[0]
         fitted = [fit(law, train) for law in laws]
+        clean = [[canonical(_dusted(l[0]))] for l in fitted if _dusted(l[0]) != l[0]]               # candidates, like all others
+        laws, fitted = laws + clean, fitted + clean
         losses = np.array([margin_loss(_values(law, Z[held], names), T[held], loss="squared") for law in fitted])
         front = pareto([complexity(l[0]) for l in fitted], losses)
         self._store([[rounded(canonical(e), self.digits) for e in fit(laws[i], slice(None))] for i in front], ["y"], losses[front], simplest(losses[front], self.tolerance, 1e-9 * spread))
@@ -555,6 +591,12 @@ class SymbolicRegressor(RegressorMixin, _Law):
         `names`: all columns in order; without, the file's x0, x1, ... are taken by position.
         """
         return cls(engine="pysr")._adopt([csv], ["y"], names, complexity)
+
+def _dusted(e):
+    "The expression without added constants below 1e-12, which rounding leaves behind."
+    if not e.args: return e
+    args = [_dusted(a) for a in e.args]
+    return _make(e.func, [a for a in args if not (e.is_Add and a.is_Float and abs(a) < 1e-12)])
 
 def _values(law, X, names):
     return np.stack([compile_numpy(e, names)(X) for e in law], 1)
