@@ -18,11 +18,12 @@ from torch import nn
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from ..data.images import ImageSet, as_nchw, load_images
+from ..training.augment import turns
 from ..training.loop import accelerator, as_tensor
 
 # %% auto #0
 __all__ = ['IMAGENET', 'capture', 'Backbone', 'adapt_channels', 'choose_rule', 'normalise', 'ImageSource', 'open_images',
-           'Embedder', 'embed']
+           'central', 'Embedder', 'embed']
 
 # %% ../../nbs/concepts/embeddings.ipynb #0a5f2655
 @contextmanager
@@ -277,6 +278,12 @@ def _open_folder(folder, table, axes):
     return ImageSource(read, (len(files),) + first.shape[1:], first.dtype, folder.name, obs, signature)
 
 # %% ../../nbs/concepts/embeddings.ipynb #e04b132b
+def central(grid, field: float) -> np.ndarray:
+    "Mask (rows · columns,) of the patches in the middle `field` of the rows and of the columns of a grid (rows, columns); at least the middle ones."
+    inside = [np.abs(np.arange(n) - (n - 1) / 2) <= max(field * n / 2 - .25, .5) for n in grid]
+    return np.outer(*inside).ravel()
+
+# %% ../../nbs/concepts/embeddings.ipynb #31381bb7
 class Embedder(TransformerMixin, BaseEstimator):
     """Embeddings of images out of a layer of a vision model.
 
@@ -284,7 +291,10 @@ class Embedder(TransformerMixin, BaseEstimator):
     ----------
     model : a name on the Hugging Face hub or the path of a saved model; "timm:NAME"; a torch module; or an estimator of images (one that is not fitted yet is fitted by `fit`, on a clone).
     layer : number of a block (negative from the end), or the dotted name of any submodule.
-    pool : "mean" of the patch tokens, class and register tokens left out; "cls", the class token; "tokens", every patch; "channels", for channel-agnostic models a mean a channel, side by side.
+    pool : "mean" of the patch tokens, class and register tokens left out; "moments", their mean and standard deviation side by side; "cls", the class token; "tokens", every patch; "channels", for
+        channel-agnostic models a mean a channel, side by side.
+    field : share of the rows and of the columns of patches, in the middle, that is pooled: for crops with one cell in the middle and neighbours around it.
+    views : 1, 4 or 8: the embedding is the mean over so many exact turns and mirrors of the image (`training.augment.turns`), for objects that have no up.
     stream : for a block: "residual", what it passes on, or "attention", what its attention adds.
     channels, normalize : rules, see the tables above. size : "auto" (the model's own), "native" (as they come) or (H, W).
     batch_size : images at a time. device, precision, verbose : see `training.loop.train`.
@@ -295,15 +305,19 @@ class Embedder(TransformerMixin, BaseEstimator):
     own, after the first `transform`.
     """
 
-    def __init__(self, model, layer=-1, pool="mean", *, stream="residual", channels="auto", normalize="auto", size="auto", batch_size=64, device="auto", precision="auto", verbose=False):
-        self.model, self.layer, self.pool, self.stream = model, layer, pool, stream
+    def __init__(self, model, layer=-1, pool="mean", *, field=1.0, views=1, stream="residual", channels="auto", normalize="auto", size="auto", batch_size=64, device="auto", precision="auto", verbose=False):
+        self.model, self.layer, self.pool, self.field, self.views, self.stream = model, layer, pool, field, views, stream
         self.channels, self.normalize, self.size, self.batch_size = channels, normalize, size, batch_size
         self.device, self.precision, self.verbose = device, precision, verbose
 
     def fit(self, images=None, y=None):
         "Open the model and check every argument against it. Nothing is learnt, unless `model` is an estimator that is not fitted yet."
         from sklearn.base import clone
-        if self.pool not in ("mean", "cls", "tokens", "channels"): raise ValueError(f"pool: {self.pool!r} came; expected 'mean', 'cls', 'tokens' or 'channels'")
+        if self.pool not in ("mean", "moments", "cls", "tokens", "channels"): raise ValueError(f"pool: {self.pool!r} came; expected 'mean', 'moments', 'cls', 'tokens' or 'channels'")
+        if not 0 < self.field <= 1: raise ValueError(f"field: {self.field} came; expected a share of the image, above 0 and at most 1")
+        if self.views not in (1, 4, 8): raise ValueError(f"views: {self.views!r} came; expected 1, 4 or 8")
+        if self.pool in ("tokens", "cls") and self.field < 1: raise ValueError(f"field: {self.field} came with pool={self.pool!r}, which pools no patches; expected field=1")
+        if self.pool == "tokens" and self.views > 1: raise ValueError(f"views: {self.views} came with pool='tokens'; patches of a turned image lie elsewhere: expected views=1")
         model = self.model
         if hasattr(model, "fit") and not hasattr(model, "module_") and type(model).__name__ != "FrozenEstimator": model = self.model_ = clone(model).fit(images, y)
         self.backbone_ = Backbone(model)
@@ -396,13 +410,16 @@ class Embedder(TransformerMixin, BaseEstimator):
         return normalise(x, self._how)
 
     def _batch(self, images: np.ndarray, names, acc) -> dict:
-        "One forward pass: {name: pooled activations}, float32."
+        "A forward pass for each view: {name: pooled activations}, float32."
         if not np.isfinite(images.sum(dtype=np.float64)): raise ValueError("images: NaN or infinity came; expected finite numbers")
         x = self._pixels(images, acc.device)
-        with capture(self.backbone_.module, names) as kept, acc.autocast(): self.backbone_.run(x)
-        missing = [n for n in names if n not in kept]
-        if missing: raise ValueError(f"layer: {missing[0]!r} is in {self.backbone_.name} but does not run when images are embedded; expected {self.backbone_.known()}")
-        return {n: self._pooled(kept[n].float(), x.shape, len(images)).cpu().numpy() for n in kept}
+        views, total = [x] if self.views == 1 else turns(x, self.views), {}
+        for view in views:
+            with capture(self.backbone_.module, names) as kept, acc.autocast(): self.backbone_.run(view)
+            missing = [n for n in names if n not in kept]
+            if missing: raise ValueError(f"layer: {missing[0]!r} is in {self.backbone_.name} but does not run when images are embedded; expected {self.backbone_.known()}")
+            for n in kept: total[n] = total.get(n, 0) + self._pooled(kept[n].float(), x.shape, len(images)) / len(views)
+        return {n: t.cpu().numpy() for n, t in total.items()}
 
     def _pooled(self, h: torch.Tensor, shape, n: int) -> torch.Tensor:
         "Activations of a layer as the embedding of each image; notes grid_ and n_groups_."
@@ -418,9 +435,16 @@ class Embedder(TransformerMixin, BaseEstimator):
         if self.pool == "cls":
             if prefix == 0: raise ValueError(f"pool='cls': {b.name} has no class token at {self.layer!r}; expected pool='mean' or 'tokens'")
             h = h[:, 0]
-        elif self.pool == "mean": h = h[:, prefix:].mean(1)
-        elif self.pool == "channels": h = h[:, prefix:].unflatten(1, (self.n_groups_, -1)).mean(2).flatten(1)
-        else: h = h[:, prefix:]
+        elif self.pool == "tokens": h = h[:, prefix:]
+        else:
+            h = h[:, prefix:].unflatten(1, (self.n_groups_, -1))                             # (B, channels, patches, d)
+            if self.field < 1:
+                if self.grid_ is None: raise ValueError(f"field: {self.field} came, but {self.layer!r} of {b.name} has no grid of patches; expected field=1")
+                h = h[:, :, torch.as_tensor(central(self.grid_, self.field), device=h.device)]
+            if self.pool == "channels": h = h.mean(2).flatten(1)
+            else:
+                h = h.flatten(1, 2)
+                h = h.mean(1) if self.pool == "mean" else torch.cat([h.mean(1), h.std(1, correction=0)], 1)
         h = self._side_by_side(h, n)
         self.n_features_out_ = h.shape[-1]
         return h
@@ -534,7 +558,7 @@ def _var(d):
 def _spec(embedder, images, block_size) -> dict:
     "Everything that decides the numbers of a store."
     b = embedder.backbone_
-    return dict(model=b.name, weights=b.fingerprint(), layer=embedder.layer_, pool=embedder.pool, channels=embedder._rule, size=embedder._size and list(embedder._size), normalisation=embedder._how,
+    return dict(model=b.name, weights=b.fingerprint(), layer=embedder.layer_, pool=embedder.pool, field=embedder.field, views=embedder.views, channels=embedder._rule, size=embedder._size and list(embedder._size), normalisation=embedder._how,
                 precision=embedder.precision, batch_size=embedder.batch_size, block_size=block_size, images=list(images.shape), dtype=str(images.dtype), source=images.signature)
 
 
