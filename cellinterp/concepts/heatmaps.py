@@ -11,16 +11,13 @@ __all__ = ['moment_tokens', 'whitened_tokens', 'heat_maps', 'alignment', 'upsamp
            'stain_correlation', 'pointing', 'wilson', 'aligned_figure']
 
 # %% ../../nbs/concepts/heatmaps.ipynb #f0f79153
-def moment_tokens(tokens, field: float = 1.0, grid=None):
-    """Tokens (N, P, d) → (N, P, 2d) whose mean over the pooled patches is the embedding of `Embedder(pool="moments", field=field)`.
+def moment_tokens(tokens):
+    """Tokens (N, P, d) → (N, P, 2d) whose mean over the patches is the embedding of `Embedder(pool="moments")`.
 
-    field : as the embedder's. grid : (rows, columns) of patches, default a square."""
-    from cellinterp.concepts.embeddings import central
+    With a smaller `field`, pass the patches that were pooled: `tokens[:, embeddings.central(grid, field)]`."""
     tokens = np.asarray(tokens, dtype=np.float64)
-    edge = int(round(tokens.shape[1] ** .5))
-    pooled = tokens[:, central((edge, edge) if grid is None else grid, field)]
-    spread = pooled.std(1, keepdims=True)
-    return np.concatenate([tokens, np.square(tokens - pooled.mean(1, keepdims=True)) / np.maximum(spread, 1e-12)], -1)
+    deviation = np.square(tokens - tokens.mean(1, keepdims=True))
+    return np.concatenate([tokens, deviation / np.maximum(np.sqrt(deviation.mean(1, keepdims=True)), 1e-12)], -1)
 
 # %% ../../nbs/concepts/heatmaps.ipynb #70ca4644
 def whitened_tokens(tokens, whitening=None, center=None, batch=None):
