@@ -68,6 +68,26 @@ def test_tokens_agree_with_a_direct_forward_pass(name):
     np.testing.assert_allclose(Embedder(net, 1, "cls", normalize="range").transform(IMAGES), truth[2][:, 0], atol=1e-5)
 
 
+def test_moments_views_and_field_by_direct_passes():
+    "The mean and standard deviation over the patches of the middle, averaged over the eight turned images, one forward pass each."
+    from cellinterp.concepts.heatmaps import moment_tokens
+    net = built("vit")
+    images = IMAGES[:3]
+    total = 0
+    for flip in (False, True):
+        for k in range(4):
+            view = np.rot90(images[..., ::-1] if flip else images, k, (2, 3)).copy()
+            tokens = Embedder(net, 1, "tokens", normalize="range").transform(view)                 # (3, P, d)
+            edge = int(tokens.shape[1] ** .5)
+            inner = tokens.reshape(3, edge, edge, -1)[:, edge // 4:edge - edge // 4, edge // 4:edge - edge // 4].reshape(3, -1, tokens.shape[-1])
+            total = total + np.concatenate([inner.mean(1), inner.std(1)], 1) / 8
+    wide = Embedder(net, 1, "moments", field=.5, views=8, normalize="range")
+    np.testing.assert_allclose(wide.transform(images), total, atol=1e-5)
+    np.testing.assert_allclose(wide.transform(images[:, :, ::-1].copy()), total, atol=1e-5)
+    np.testing.assert_allclose(moment_tokens(inner).mean(1), np.concatenate([inner.mean(1), inner.std(1)], 1), atol=1e-5)
+    assert np.abs(Embedder(net, 1, "moments", field=.5, normalize="range").transform(images) - total).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_output_is_what_attention_adds(name):
     "The difference of two residual streams is attention + mlp, each read by its own hook (DINOv2 scales both, by its layer scale)."
