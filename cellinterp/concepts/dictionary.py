@@ -186,6 +186,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         want = min(rows.shape[0], max(4096, self.n_features_))
         stream = shuffled_batches(rows, min(want, 4096), seed)
         parts = [next(stream) for _ in range(-(-want // min(want, 4096)))]
+        stream.close()                                                              # its buffers go before those of the training come
         return torch.cat(parts)[:want].float().cpu()
 
     def _centre(self, sample):

@@ -287,9 +287,11 @@ def _streamed(rows, order, share, start, device, dtype):
             epoch, skip = start // steps, (start % steps) * share
             while not stop.is_set():
                 for runs, permutation in order.groups(epoch, skip):
+                    while ready.full() and not stop.wait(.01): pass                  # two buffers in all: the next is begun when this one has been taken
                     size = sum(order._length(r) for r in runs)
                     buffer, at = np.empty((size, rows.shape[1]), rows.dtype), 0
                     for r in runs:
+                        if stop.is_set(): return
                         lo = int(r) * order.run
                         block = rows.read(lo, lo + order._length(r)); buffer[at:at + len(block)] = block; at += len(block)
                     put((epoch, torch.from_numpy(buffer), torch.from_numpy(permutation)))
@@ -317,4 +319,4 @@ def _streamed(rows, order, share, start, device, dtype):
                 handed += 1
                 if handed == steps: epoch, handed = epoch + 1, 0; break
             del buffer
-    finally: stop.set()
+    finally: stop.set(); thread.join()
