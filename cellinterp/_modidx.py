@@ -1509,6 +1509,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'cellinterp.runs.collect.compare': ('runs/collect.html#compare', 'cellinterp/runs/collect.py'),
                                          'cellinterp.runs.collect.lower_is_better': ( 'runs/collect.html#lower_is_better',
                                                                                       'cellinterp/runs/collect.py'),
+                                         'cellinterp.runs.collect.missing': ('runs/collect.html#missing', 'cellinterp/runs/collect.py'),
                                          'cellinterp.runs.collect.pareto': ('runs/collect.html#pareto', 'cellinterp/runs/collect.py'),
                                          'cellinterp.runs.collect.pick': ('runs/collect.html#pick', 'cellinterp/runs/collect.py'),
                                          'cellinterp.runs.collect.plot_metric': ( 'runs/collect.html#plot_metric',

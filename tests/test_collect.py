@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cellinterp.laws.blackbox import BlackBoxClassifier
-from cellinterp.runs.collect import collect, compare, lower_is_better, pareto, pick, summary
+from cellinterp.runs.collect import collect, compare, lower_is_better, missing, pareto, pick, summary
 from cellinterp.runs.run import PER_FOLD, Run
 
 
@@ -143,3 +143,15 @@ def test_tensorboard_event_files_as_an_option(tmp_path, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tensorboard"): Run("demo", dict(out=str(tmp_path / "never")))     # at once, not at the end
     assert not (tmp_path / "never").exists()
+
+
+def test_what_of_a_grid_is_missing(tmp_path):
+    "Whole numbers, fractions, text, truth and nothing, as they come from a CSV file."
+    import nbformat
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('rate = 0.1\nkind = "a"\nwhite = False\nbeta = None\nseed = 0\nout = "runs/x"', metadata={"tags": ["parameters"]})]), tmp_path / "steps.ipynb")
+    (tmp_path / "grid.yaml").write_text("notebook: steps.ipynb\ngrid:\n  product: {rate: [1, 0.5], white: [true, false], beta: [null, 2]}\n  zip: {kind: [a, b]}\n  seeds: [3]")
+    rows = [dict(rate=r, white=w, beta=b, kind=k, seed=3) for r in (1.0, .5) for w in (True, False) for b in (None, 2.0) for k in "ab"]
+    (tmp_path / "t.csv").write_text(pd.DataFrame([r for i, r in enumerate(rows) if i not in (2, 13)]).to_csv(index=False))
+    lost = missing(tmp_path / "grid.yaml", pd.read_csv(tmp_path / "t.csv"))
+    assert lost.attrs["planned"] == 16 and sorted(map(tuple, lost[["rate", "white", "kind"]].to_numpy())) == sorted([(1.0, True, "a"), (.5, False, "b")])
+    assert len(missing(tmp_path / "grid.yaml", pd.DataFrame(rows))) == 0 and len(missing(tmp_path / "grid.yaml", pd.DataFrame(columns=["rate"]))) == 16

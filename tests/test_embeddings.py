@@ -402,6 +402,13 @@ def test_embedding_of_the_mae_is_its_encoder_on_every_patch():
     np.testing.assert_allclose(tokens.mean(1), mae.transform(CELLS), atol=1e-5)
 
 
+def test_features_of_a_pooling_have_a_name_each():
+    images = rng.integers(0, 255, (12, 2, 16, 16)).astype(np.uint8)
+    for pool, agnostic in ("mean", False), ("moments", False), ("channels", True):
+        mae = MaskedAutoencoder(8, 16, 1, 2, decoder_width=16, pool=pool, channel_agnostic=agnostic, max_steps=1, batch_size=8, random_state=0, device="cpu").fit(images)
+        assert mae.transform(images).shape == (12, len(mae.get_feature_names_out()))
+
+
 def test_channels_as_tokens():
     three = rng.integers(0, 255, (20, 3, 32, 32)).astype(np.uint8)
     mae = MaskedAutoencoder(**SMALL, max_steps=2, channel_agnostic=True, pool="channels").fit(three)

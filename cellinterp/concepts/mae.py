@@ -153,7 +153,7 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
         return Embedder(self, self.layer, self.pool, batch_size=512, device=self.device, precision=self.precision).transform(images)
 
     def get_feature_names_out(self, input_features=None):
-        n = self.width * (self.image_shape_[0] if self.pool == "channels" else 1)
+        n = self.width * {"channels": self.image_shape_[0], "moments": 2}.get(self.pool, 1)
         return np.array([f"e{j}" for j in range(n)], dtype=object)
 
     def _check(self, images) -> np.ndarray:

@@ -84,11 +84,11 @@ class ImageAutoencoder(TransformerMixin, ImageEstimator):
 
     def _errors(self, images, code):
         "Sum of squared errors of every drawing (N,); `code` as from `_encode`."
-        parts, rows = [], self._rows_at_once
+        errors, rows = np.empty(len(images), np.float32), self._rows_at_once
         for k in range(0, len(images), rows):
             error = self._drawn(images[k:k + rows]) - self._redraw([c[k:k + rows] for c in code])
-            parts.append(np.square(error).reshape(len(error), -1).sum(1))
-        return np.concatenate(parts)
+            errors[k:k + rows] = np.square(error).reshape(len(error), -1).sum(1)
+        return errors
 
     def _remember(self, images):
         "Learn from the training images what later ones are held against; returns their code."

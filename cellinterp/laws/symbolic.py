@@ -573,7 +573,7 @@ class SymbolicRegressor(RegressorMixin, _Law):
         spread = T[train].var() or 1.0
         fit = lambda law, rows: fit_constants(law, Z[rows], T[rows], names, loss="squared", steps=30)[0]
         fitted = [fit(law, train) for law in laws]
-        clean = [[canonical(_dusted(l[0]))] for l in fitted if _dusted(l[0]) != l[0]]               # candidates, like all others
+        clean = [[canonical(e)] for l in fitted if (e := _dusted(l[0])) != l[0]]               # candidates, like all others
         laws, fitted = laws + clean, fitted + clean
         losses = np.array([margin_loss(_values(law, Z[held], names), T[held], loss="squared") for law in fitted])
         front = pareto([complexity(l[0]) for l in fitted], losses)

@@ -13,14 +13,14 @@ from pathlib import Path
 from .execute import FAILED, REPORT, _meant
 from .remote import local_folder, pull, push
 from .run import RESULT, write_atomically
-from .sweep import LOG, PLAN, STATUS, _read
+from .sweep import LOG, PLAN, STATUS, _read, read_experiment
 
 TABLE, FOLDS, INDEX = "table", "folds", "index.html"
 FACTS = ("device", "precision", "engine", "threads", "seconds", "peak_memory_mb", "peak_gpu_memory_mb", "code_hash")
 
 # %% auto #0
-__all__ = ['TABLE', 'FOLDS', 'INDEX', 'FACTS', 'collect', 'lower_is_better', 'pick', 'summary', 'pareto', 'plot_metric',
-           'plot_pareto', 'compare']
+__all__ = ['TABLE', 'FOLDS', 'INDEX', 'FACTS', 'collect', 'missing', 'lower_is_better', 'pick', 'summary', 'pareto',
+           'plot_metric', 'plot_pareto', 'compare']
 
 # %% ../../nbs/runs/collect.ipynb #b3371577
 def collect(folder, write: bool = True):
@@ -61,6 +61,23 @@ def collect(folder, write: bool = True):
         _write(frame, folder / TABLE)
         if len(folds := _folds(folder, frame)): _write(folds, folder / FOLDS)
         push(out, [f"{name}{suffix}" for name in (TABLE, FOLDS) for suffix in (".parquet", ".csv")])
+    return frame
+
+
+def missing(experiment, table):
+    """The runs of an experiment that have no row in a table as `collect` gives it.
+
+    experiment : a file or a packaged name, see `runs.sweep.read_experiment`.
+
+    Returns a DataFrame of what varies over the experiment and is a column of the table, a row a missing run; `attrs["planned"]` is the number of all.
+    """
+    import pandas as pd
+    experiment = read_experiment(experiment)
+    keys = [k for k in experiment.axes if k in table]
+    plain = lambda v: "" if v is None or v != v else f"{v:g}" if isinstance(v := getattr(v, "item", lambda: v)(), (bool, int, float)) else str(v)
+    have = {tuple(map(plain, row)) for row in table[keys].to_numpy(dtype=object)}
+    frame = pd.DataFrame([{k: r[k] for k in keys} for r in experiment.runs if tuple(plain(r[k]) for k in keys) not in have], columns=keys)
+    frame.attrs["planned"] = len(experiment.runs)
     return frame
 
 

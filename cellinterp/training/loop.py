@@ -206,13 +206,14 @@ class TorchEstimator(BaseEstimator):
     def _apply(self, function, array: np.ndarray, batch_size: int = 512):
         """Apply `function(tensor on the module's device) -> tensor or tuple of tensors` in batches, without gradients -> numpy array(s) (N, ...)."""
         self.module_.eval()
-        parts = []
+        whole = None                                                          # made once: pieces among large temporaries would keep the memory around them
         with torch.inference_mode():
             for k in range(0, max(len(array), 1), batch_size):
                 out = function(as_tensor(array[k:k + batch_size]).to(self._device))
-                parts.append(tuple(o.float().cpu().numpy() for o in (out if isinstance(out, tuple) else (out,))))
-        joined = tuple(np.concatenate(p) for p in zip(*parts))
-        return joined if len(joined) > 1 else joined[0]
+                parts = [o.float().cpu().numpy() for o in (out if isinstance(out, tuple) else (out,))]
+                if whole is None: whole = tuple(np.empty((len(array), *p.shape[1:]), p.dtype) for p in parts)
+                for w, p in zip(whole, parts): w[k:k + len(p)] = p
+        return whole if len(whole) > 1 else whole[0]
 
 # %% ../../nbs/training/loop.ipynb #405dbffc
 def as_tensor(array: np.ndarray) -> torch.Tensor:
