@@ -171,5 +171,5 @@ def plot_curves(curves: pd.DataFrame, ax=None):
         ax.plot(c.epsilon, c.turned, {"pgd": "-", "fgsm": "--", "noise": ":"}[kind], marker=".", ms=4, color=f"C{k}", label=f"{name}, {kind}")
     ax.axhline(.5, color="grey", lw=.5)
     ax.set(xlabel={"linf": "ε ($L_\\infty$, of the images' range)", "l2": "ε ($L_2$, of the images' range)"}[curves.norm.iloc[0]], ylabel="decisions turned", ylim=(-.02, 1.02))
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, handlelength=3.2)
     return ax

@@ -240,8 +240,12 @@ def plot_path(model, ax=None, against="weights"):
     ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
     path = model.path_
     for kind, rows in path.groupby(path.stage.str.split().str[0], sort=False): ax.plot(rows[against], rows.balanced_accuracy, "o", ms=4, label=kind)
+    ax.margins(y=.1)
     if against == "weights":
-        for _, row in path.drop_duplicates("inputs").iterrows(): ax.annotate(row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        written = []
+        for _, row in path.drop_duplicates("inputs").iloc[::-1].iterrows():                  # smallest first; no number on top of another
+            if any(abs(np.log(row.weights / w)) < .2 for w in written): continue
+            written.append(row.weights); ax.annotate(row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points")
         ax.set_xscale("log")
     chosen = path[path.chosen]
     ax.plot(chosen[against], chosen.balanced_accuracy, "o", ms=11, mfc="none", mec="k")
