@@ -311,7 +311,7 @@ def test_processes_dask_and_slurm_give_the_same_table(monkeypatch, tmp_path):
     calls, script = (slurm / "calls").read_text().split(), next(slurm.glob("*.job")).read_text()
     assert calls.count("sbatch") == 1 and calls.count("scancel") == 1
     for line in "#SBATCH -p gpu", "#SBATCH -A lab", "#SBATCH --cpus-per-task=1", "#SBATCH --mem=954M", "#SBATCH -t 00:40:00", "export OMP_NUM_THREADS=1": assert line in script, script
-    until(lambda: kernels() == [], 60)
+    until(lambda: kernels() == [], 15)
     assert not list(Path("slurm").glob(".alive-*"))
 
 
