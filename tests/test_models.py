@@ -257,3 +257,16 @@ def test_of_many_images_the_aligned_targets_are_made_for_each_batch_and_are_the_
 def _whitened(model, images):
     from cellinterp.training.augment import polar_spectra
     return (polar_spectra(model._scaled(torch.as_tensor(images.astype(np.float32)))).numpy() - model.spectrum_mean_) @ model.spectrum_axes_.T
+
+
+def test_a_factor_is_named_after_what_its_traversal_changes_at_every_step():
+    from cellinterp.factors import traversal_names
+    Z = np.random.default_rng(0).normal(size=(50, 3))
+    def draw(Z, wobble=0.0):
+        r = np.hypot(*np.mgrid[-24:24, -24:24])
+        edge = (12 + 2 * Z[:, 0] + wobble * np.sin(9 * Z[:, 0]))[:, None, None, None]
+        return (100 - 10 * Z[:, 1])[:, None, None, None] / (1 + np.exp(r - edge))
+    named = traversal_names(draw, Z)
+    assert named.along.tolist() == ["area", "intensity", "unnamed"] and named.change[0] > 2 and named.change[1] < -2 and named.change[2] == 0
+    assert traversal_names(lambda Z: draw(Z, 4.0), Z, properties=["area"]).along[0] == "unnamed"      # it grows, but not at every step
+    assert traversal_names(draw, Z, properties=["area"], least=100).along.tolist() == ["unnamed"] * 3

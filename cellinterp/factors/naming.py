@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 # %% auto #0
-__all__ = ['rank_correlations', 'describe_factors', 'orientation_pair']
+__all__ = ['rank_correlations', 'describe_factors', 'orientation_pair', 'traversal_names']
 
 # %% ../../nbs/factors/naming.ipynb #dbc15940
 def rank_correlations(Z: np.ndarray, P: np.ndarray) -> np.ndarray:
@@ -80,3 +80,31 @@ def orientation_pair(Z, P, names, a, b, min_r2=0.25):
     held = _r2(Z[a][:, pair], E[a], Z[b][:, pair], E[b])
     alone = max(_r2(Z[a][:, [j]], E[a], Z[b][:, [j]], E[b]) for j in pair)
     return tuple(pair) if held >= min_r2 and held >= 1.3 * alone else None
+
+# %% ../../nbs/factors/naming.ipynb #567e0294
+def traversal_names(draw, Z, *, properties=("area", "eccentricity", "solidity", "intensity", "texture"), n_steps: int = 9, width: float = 2.0, least: float = 1.0) -> pd.DataFrame:
+    """What each factor's decoded traversal changes steadily.
+
+    Parameters
+    ----------
+    draw : factors (K, d) → images (K, C, H, W), such as `VAE.inverse_transform`. Z : (N, d) factors of real cells.
+    properties : columns of `data.morphology.measure`. n_steps, width : drawings from −width to +width standard deviations of the factor.
+    least : standard deviations of the property, among drawings of at most 400 rows of Z, that a name needs.
+
+    Returns
+    -------
+    DataFrame, one row a factor: factor, along (the property, or "unnamed"), change (in those standard deviations, signed; 0 where nothing changes steadily).
+    """
+    from cellinterp.data.morphology import measure
+    Z, properties = np.asarray(Z, dtype=float), list(properties)
+    spread = measure(draw(Z[:400]))[properties].std()
+    rows = []
+    for j in range(Z.shape[1]):
+        way = np.tile(Z.mean(0), (n_steps, 1)); way[:, j] += np.linspace(-width, width, n_steps) * Z[:, j].std()
+        P = measure(draw(way))[properties]
+        steps = P.diff().iloc[1:]
+        steady = ((steps > 0).all() | (steps < 0).all()) & P.notna().all()
+        change = ((P.iloc[-1] - P.iloc[0]) / spread).where(steady).fillna(0.0)
+        best = change.abs().idxmax()
+        rows.append(dict(factor=f"z{j}", along=best if abs(change[best]) >= least else "unnamed", change=change[best]))
+    return pd.DataFrame(rows)
