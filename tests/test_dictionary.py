@@ -187,6 +187,16 @@ def test_engines_agree_in_float32_and_with_threads():
     finally: torch.set_num_threads(before)
 
 
+def test_scores_made_some_rows_at_a_time_give_the_same_codes():
+    torch.manual_seed(0)
+    W, X = F.normalize(torch.randn(8192, 24), dim=1), torch.randn(1500, 24)           # 1,024 rows at a time
+    asked = []
+    def product(x, w): asked.append(len(x)); return x @ w.T
+    (i, v), (j, w) = omp(X, W, 6, 2, product=product), omp(None, None, 6, 2, gram=W @ W.T, scores=X @ W.T)
+    assert asked == [1024, 476] and i.shape == j.shape == (1500, 6)
+    assert ((decode(i, v, W) - decode(j, w, W)).norm(dim=1) < 1e-3).float().mean() > .98
+
+
 def test_gram_by_halves_and_sparse_products():
     torch.manual_seed(0)
     W = torch.randn(2100, 8)

@@ -214,6 +214,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
             for group in optimizer.param_groups: group["lr"] = self._rate() * self._schedule(progress)
             x = next(stream).float()                                                # (B, d)
             with torch.no_grad(): stats = self._step(module.centred(x), x, state, progress)
+            optimizer.zero_grad()                                                   # as large as the atoms: not kept while the next codes are found
             state["t"] += 1
             pending.append(torch.stack([stats[k].float() for k in stats]))
             done = t + 1
@@ -337,7 +338,7 @@ class PursuitModule(DictionaryModule):
     @torch.no_grad()
     def encode(self, x):
         gram = self.gram(x.dtype)
-        index, value = omp(None, None, gram=gram, scores=self.centred(x) @ self.unit_atoms().to(x.dtype).T, **self.options)
+        index, value = omp(self.centred(x), self.unit_atoms(), gram=gram, **self.options)
         return index, value * self.scale.to(x.dtype)
 
 
@@ -405,7 +406,7 @@ class ICFL(SparseDictionary):
         module, world, K = self.module_, self._world, self.n_nonzero_
         norm = module.atoms.norm(dim=1).clamp_min(1e-12)                             # (M,) selection is by unit atoms whatever their length
         W = module.atoms / norm[:, None]
-        index, value = omp(None, None, n_nonzero=K, atoms_per_round=-(-K // self.train_rounds), scores=module.product(x, W), gram=gram_matrix(W), refit=self.refit,
+        index, value = omp(x, W, n_nonzero=K, atoms_per_round=-(-K // self.train_rounds), product=module.product, gram=gram_matrix(W), refit=self.refit,
                            selection=self.selection, ridge=self.ridge)
         R = x - decode(index, value, W)                                              # (B, d) residuals
         n_samples = len(x) * world.size

@@ -151,7 +151,7 @@ def _compiled():
 SELECTION = {"signed": 0, "absolute": 1, "nonnegative": 2}
 
 
-def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", refit="all", ridge=1e-6, gram=None, scores=None, engine="auto"):
+def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", refit="all", ridge=1e-6, gram=None, scores=None, product=None, engine="auto"):
     """Batched orthogonal matching pursuit in Gram form.
 
     Parameters
@@ -161,7 +161,8 @@ def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", 
     selection : "signed" (largest ⟨w, r⟩, as in the paper), "absolute" (largest |⟨w, r⟩|) or "nonnegative" (largest, with codes ≥ 0).
     refit : "all" (every atom picked so far, on x) or "new" (those of the round, on the residual, as in the paper; an atom may come again).
     ridge : added to the diagonal of the least squares.
-    gram, scores : WWᵀ (M, M) and XWᵀ (N, M), if at hand. engine : "numba" (CPU), "torch", or "auto".
+    gram, scores : WWᵀ (M, M) and XWᵀ (N, M), if at hand. product : (X, W) → XWᵀ, in place of the plain product.
+    engine : "numba" (CPU), "torch", or "auto". On the CPU, scores that are not given are made for so many rows at a time that they take 32 MB.
 
     Returns
     -------
@@ -181,14 +182,21 @@ def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", 
     if atoms_per_round < 1: raise ValueError(f"atoms_per_round must be at least 1; got {atoms_per_round}")
     if X is not None and (X.ndim != 2 or X.shape[1] != W.shape[1]): raise ValueError(f"X must have the shape (N, {W.shape[1]}); got {tuple(X.shape)}")
     with torch.no_grad():
-        if scores is None: scores = X @ W.to(X.dtype).T
-        if gram is None: gram = gram_matrix(W.to(scores.dtype))
+        if scores is None: W = W.to(X.dtype)
+        if gram is None: gram = gram_matrix(W.to(X.dtype if scores is None else scores.dtype))
         L = min(int(atoms_per_round), n_nonzero)
         rounds = -(-n_nonzero // L) if rounds is None else int(rounds)
-        kernel = _compiled() if engine != "torch" and scores.device.type == "cpu" else None
+        device = (X if scores is None else scores).device.type
+        kernel = _compiled() if engine != "torch" and device == "cpu" else None
         if engine == "numba" and kernel is None: raise ValueError("engine='numba' needs numba, and scores on the CPU")
         run = _omp_torch if kernel is None else _omp_numba
-        index, value = run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge))
+        pursue = lambda scores: run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge))
+        if scores is not None: index, value = pursue(scores)
+        else:
+            product = product or (lambda X, W: X @ W.T)
+            step = max(1, (1 << 23) // M if device == "cpu" else len(X))                     # rows
+            parts = [pursue(product(X[lo:lo + step], W)) for lo in range(0, max(len(X), 1), step)]
+            index, value = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts))
     return (index.numpy(), value.numpy()) if numpy_in else (index, value)
 
 
