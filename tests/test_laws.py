@@ -382,3 +382,17 @@ def test_planted_law_on_live_pysr():
     fresh, truth = planted(20_000, 1, flip=0)
     model = SymbolicClassifier(engine="pysr", random_state=0).fit(Z, y)
     assert np.mean(model.predict(fresh) == truth) >= 0.99 and set(model.used_) == {"z3", "z17", "z21", "z29"}
+
+def test_a_law_that_is_known_already():
+    "From text, for two classes and for three; with names of the columns; and what is refused."
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    law = SymbolicClassifier.from_expressions("2*z0 - z2**2 + 0.5", ["no", "yes"], ["z0", "z1", "z2"])
+    np.testing.assert_allclose(law.decision_function(X), 2 * X[:, 0] - X[:, 2] ** 2 + .5)
+    assert law.used_ == ["z0", "z2"] and list(law.classes_[(X[:, 0] * 2 - X[:, 2] ** 2 + .5 > 0).astype(int)]) == list(law.predict(X)) and law.engine_ == "given"
+    three = SymbolicClassifier.from_expressions(["area", "1", "-2*area + ecc"], list("abc"), ["area", "ecc", "other"])
+    frame = pd.DataFrame(X, columns=["area", "ecc", "other"])
+    F = np.stack([X[:, 0], np.ones(200), X[:, 1] - 2 * X[:, 0]], 1)
+    np.testing.assert_allclose(three.predict_proba(frame), np.exp(F) / np.exp(F).sum(1, keepdims=True), rtol=1e-9)
+    assert len(three.latex()) == 3
+    with pytest.raises(ValueError, match="3 classes need 3"): SymbolicClassifier.from_expressions(["z0"], list("abc"), ["z0"])
+    with pytest.raises(ValueError, match="z9"): SymbolicClassifier.from_expressions("z9", [0, 1], ["z0"])

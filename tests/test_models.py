@@ -270,3 +270,23 @@ def test_a_factor_is_named_after_what_its_traversal_changes_at_every_step():
     assert named.along.tolist() == ["area", "intensity", "unnamed"] and named.change[0] > 2 and named.change[1] < -2 and named.change[2] == 0
     assert traversal_names(lambda Z: draw(Z, 4.0), Z, properties=["area"]).along[0] == "unnamed"      # it grows, but not at every step
     assert traversal_names(draw, Z, properties=["area"], least=100).along.tolist() == ["unnamed"] * 3
+
+def test_a_thinned_head_is_a_law(cells, tmp_path):
+    "As many weights as asked for, the same decisions as the head, also after saving; and with a checkpoint the training goes on where it was."
+    options = dict(frame="aligned", supervision=.5, hidden=32, max_steps=40, **SMALL)
+    thin = VAE(5, "beta", head_terms=7, **options).fit(cells.images, cells.labels)
+    law = thin.head_law(digits=12)
+    assert int(thin.module_.head.mask.sum()) == 7 == sum(e.count("*z") for e in law.expressions_)
+    np.testing.assert_allclose(law.predict_proba(thin.transform(cells.images)), thin.head_proba(cells.images), atol=1e-5)
+    save(thin, tmp_path / "thin")
+    np.testing.assert_array_equal(load(tmp_path / "thin").head_law().expressions_, thin.head_law().expressions_)
+    full = VAE(5, "beta", **options).fit(cells.images, cells.labels)
+    assert sum(e.count("*z") for e in full.head_law().expressions_) == 5 * len(full.classes_)
+    two = cells.labels == cells.labels[0]
+    pair = VAE(3, "beta", head_terms=2, **options).fit(cells.images, np.where(two, "this", "other"))
+    np.testing.assert_allclose(pair.head_law(digits=12).predict_proba(pair.transform(cells.images)), pair.head_proba(cells.images), atol=1e-5)
+    for wrong, message in ((dict(head_terms=3), "supervision > 0"), (dict(head_terms=3, head_hidden=(4,), supervision=1.), "linear head"), (dict(head_terms=0, supervision=1.), "at least 1")):
+        with pytest.raises(ValueError, match=message): VAE(3, **wrong).fit(cells.images, cells.labels)
+    hidden = VAE(3, "beta", head_hidden=(6,), **options).fit(cells.images, cells.labels)
+    assert hidden.head_proba(cells.images).shape == (len(cells.images), len(hidden.classes_))
+    with pytest.raises(ValueError, match="linear head"): hidden.head_law()

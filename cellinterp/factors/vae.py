@@ -21,10 +21,26 @@ from ..training.loop import balanced_weights
 __all__ = ['ImageAutoencoder', 'VAE', 'turned_alike']
 
 # %% ../../nbs/factors/vae.ipynb #7e2d4310
+class _ThinnedLinear(nn.Linear):
+    "A linear layer of which `thin` leaves the largest weights, while it is trained."
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+
+    def forward(self, z): return F.linear(z, self.weight * self.mask, self.bias)
+
+    @torch.no_grad()
+    def thin(self, n: int, spread):
+        "Keep the `n` weights that move the output most: |w| times the `spread` (n_in,) of their input. What is gone stays gone."
+        strength = (self.weight.abs() * spread * self.mask).flatten()
+        if n < self.mask.sum(): self.mask = torch.zeros_like(strength).index_fill(0, strength.topk(n).indices, 1.0).view_as(self.mask)
+
+
 class _Network(nn.Module):
     "Encoder to (μ, log σ²), decoder to the drawing (and the spectrum), head to the class logits where there are labels."
 
-    def __init__(self, image_shape, n_factors, widths, hidden, grid, n_spectra, n_classes):
+    def __init__(self, image_shape, n_factors, widths, hidden, grid, n_spectra, n_classes, head_hidden=(), thinned=False):
         super().__init__()
         channels, h, w = image_shape
         self.blocks, pool = ConvBlocks(channels, widths), nn.AdaptiveAvgPool2d(4)
@@ -38,7 +54,9 @@ class _Network(nn.Module):
             size = out
         self.decoder = nn.Sequential(*up, nn.Conv2d(size, channels, 3, padding=1))
         self.spectrum = nn.Sequential(nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, n_spectra)) if n_spectra else None
-        self.head = nn.Linear(n_factors, n_classes) if n_classes else None
+        sizes = [n_factors, *head_hidden]
+        last = (_ThinnedLinear if thinned else nn.Linear)(sizes[-1], n_classes) if n_classes else None
+        self.head = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.Tanh())], last) if n_classes and head_hidden else last
         self.decoder.to(memory_format=torch.channels_last)
 
     def encode(self, x):
@@ -131,6 +149,8 @@ class VAE(ImageAutoencoder):
         λ_od = 10. Capacity in nats.
     discriminator : units a layer of FactorVAE's discriminator, which trains along and is not kept.
     supervision : weight of the cross-entropy of a linear head on the factors; 0 = unsupervised, and labels are ignored.
+    head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is short; None = all.
+    head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no `head_terms` then.
     widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for frame="aligned", 1 for "image".
     n_spectra : principal components of the spectrum that are drawn along (frame="aligned").
     n_views : exact turns and mirrors of an image over which `transform` averages (frame="aligned").
@@ -143,11 +163,11 @@ class VAE(ImageAutoencoder):
     error_quantiles_ (101,) : percentiles of the training cells' reconstruction error.
     """
 
-    def __init__(self, n_factors=32, objective="capacity", *, frame="image", beta=None, capacity=50.0, gamma=None, lambda_od=None, discriminator=(1000,) * 6, supervision=0.0,
+    def __init__(self, n_factors=32, objective="capacity", *, frame="image", beta=None, capacity=50.0, gamma=None, lambda_od=None, discriminator=(1000,) * 6, supervision=0.0, head_terms=None, head_hidden=(),
                  widths=(16, 32, 64, 128), hidden=256, fidelity=None, n_spectra=32, n_views=4, max_steps="auto", batch_size=64, learning_rate=2e-3, device="auto", precision="auto",
                  random_state=None, checkpoint=None, verbose=False):
         self.n_factors, self.objective, self.frame, self.beta, self.capacity, self.gamma = n_factors, objective, frame, beta, capacity, gamma
-        self.lambda_od, self.discriminator = lambda_od, discriminator
+        self.lambda_od, self.discriminator, self.head_terms, self.head_hidden = lambda_od, discriminator, head_terms, head_hidden
         self.supervision, self.widths, self.hidden, self.fidelity, self.n_spectra, self.n_views = supervision, widths, hidden, fidelity, n_spectra, n_views
         self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
         self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
@@ -157,6 +177,8 @@ class VAE(ImageAutoencoder):
         if self.frame not in ("image", "aligned"): raise ValueError(f"frame must be 'image' or 'aligned'; got {self.frame!r}")
         if self.n_factors < 1: raise ValueError(f"n_factors must be at least 1; got {self.n_factors}")
         if self.supervision < 0: raise ValueError(f"supervision must be 0 or more; got {self.supervision}")
+        if self.head_terms is not None and (self.head_hidden or not self.supervision): raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
+        if self.head_terms is not None and self.head_terms < 1: raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
 
     @property
     def _aligned(self): return self.frame == "aligned"
@@ -168,7 +190,7 @@ class VAE(ImageAutoencoder):
 
     def _build(self):
         return _Network(self.image_shape_, self.n_factors, self.widths, self.hidden, self._grid, len(getattr(self, "spectrum_axes_", ())),
-                        len(self.classes_) if self.supervision else 0)
+                        len(self.classes_) if self.supervision else 0, tuple(self.head_hidden), self.head_terms is not None)
 
     def _make_discriminator(self):
         with torch.random.fork_rng(devices=[]):
@@ -212,6 +234,7 @@ class VAE(ImageAutoencoder):
                 out["loss"] = out["loss"] + out["discriminator"]
             if self.supervision:
                 y = codes.to(rows.device)[rows]
+                if self.head_terms is not None: self.module_.head.thin(self._terms_left(t / max_steps), mu.detach().std(0))
                 out["cross_entropy"] = F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
                 out["loss"] = out["loss"] + self.supervision * (fidelity if self._aligned else 100.0) * out["cross_entropy"]
             return out
@@ -220,6 +243,11 @@ class VAE(ImageAutoencoder):
         if judge is not None: del self.module_.discriminator
         self._remember(images)
         return self
+
+    def _terms_left(self, progress):
+        "Weights that the head has now: all of them for three tenths of the training, `head_terms` from seven tenths on."
+        every = self.n_factors * len(self.classes_)
+        return self.head_terms + int(max(0, every - self.head_terms) * (1 - np.clip((progress - .3) / .4, 0, 1)) ** 3)
 
     def _targets(self, images, pixels):
         "What to draw, for every row of `images`: (rows, x) -> (drawing, spectrum), and the drawings' total variance."
@@ -283,6 +311,20 @@ class VAE(ImageAutoencoder):
         "With supervision: the head's class probabilities at μ, (N, K) in the order of `classes_`."
         if not self.supervision: raise ValueError("head_proba needs a model fitted with supervision > 0")
         return self._apply(lambda z: self.module_.head(z).softmax(-1), self.transform(images))
+
+    def head_law(self, digits: int = 4):
+        """The linear head as a law: a fitted `SymbolicClassifier` whose equations are the logits, a class each, over the factors.
+
+        With `head_terms` it is short. Raises ValueError for a model without a head, or whose head has hidden layers.
+        """
+        from cellinterp.laws.symbolic import SymbolicClassifier
+        if not self.supervision or self.head_hidden: raise ValueError("head_law needs a model fitted with supervision > 0 and a linear head (head_hidden=())")
+        head = self.module_.head
+        weight, bias = (head.weight * getattr(head, "mask", 1.0)).detach().cpu().double().numpy(), head.bias.detach().cpu().double().numpy()   # (K, d), (K,)
+        if len(self.classes_) == 2: weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+        names = self.get_feature_names_out()
+        text = [" + ".join([f"({float(b)!r})"] + [f"({float(w)!r})*{n}" for w, n in zip(row, names) if w]) for row, b in zip(weight, bias)]
+        return SymbolicClassifier.from_expressions(text, self.classes_, names, digits=digits)
 
 
 def turned_alike(x: torch.Tensor) -> torch.Tensor:

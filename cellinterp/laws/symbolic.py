@@ -737,6 +737,23 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         self.classes_ = classes
         return self._adopt(csvs, classes[1:] if len(classes) == 2 else classes, names, complexity)
 
+    @classmethod
+    def from_expressions(cls, expressions, classes, names, *, digits=4):
+        """A law that is known already, a published one or the head of a network.
+
+        expressions : text, one a class, in the order of `classes`; for two classes one, the margin of the second. names : all columns in order. digits : of its constants.
+        Raises ValueError for another number of expressions, and for what `parse` refuses, such as a column that is not in `names`.
+        """
+        expressions, classes, names = [expressions] if isinstance(expressions, str) else list(expressions), np.asarray(classes), [str(n) for n in names]
+        labels = classes[1:] if len(classes) == 2 else classes
+        if len(classes) < 2 or len(expressions) != len(labels): raise ValueError(f"{len(classes)} classes need {1 if len(classes) == 2 else len(classes)} expressions, got {len(expressions)}")
+        self = cls(digits=digits)
+        self.classes_, self.engine_, self.target_, self.n_features_in_ = classes, "given", "given", len(names)
+        if names != [f"z{j}" for j in range(len(names))]: self.feature_names_in_ = np.array(names, dtype=object)
+        self._set_names()
+        self._store([[rounded(canonical(parse(text, self.names_)), digits) for text in expressions]], labels, [np.nan], 0)
+        return self
+
     def decision_function(self, X):
         "Margins: (N,) for two classes (above 0: classes_[1]), else (N, K)."
         F = self._margins(X)
