@@ -119,5 +119,5 @@ def plot_alignment(direction, X, mask, label="label", ax=None):
     cosine, mask = _unit(X) @ _unit(np.asarray(direction)[None])[0], np.asarray(mask, bool)
     edges = np.histogram_bin_edges(cosine, 30)
     for rows, name, colour in ((~mask, "rest", "0.75"), (mask, label, "C0")): ax.hist(cosine[rows], edges, density=True, alpha=.75, color=colour, label=f"{name} ({rows.sum()})")
-    ax.set(xlabel="cosine with the direction", ylabel="density"); ax.legend(frameon=False, fontsize=8)
+    ax.set(xlabel="cosine with the direction", ylabel="density"); ax.margins(y=.3); ax.set_ylim(bottom=0); ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=2, columnspacing=1)
     return ax

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 # %% auto #0
-__all__ = ['rank_correlations', 'describe_factors', 'orientation_pair', 'traversal_names']
+__all__ = ['rank_correlations', 'describe_factors', 'orientation_pair', 'traversal_names', 'turning_pairs', 'pair_norms']
 
 # %% ../../nbs/factors/naming.ipynb #dbc15940
 def rank_correlations(Z: np.ndarray, P: np.ndarray) -> np.ndarray:
@@ -108,3 +108,34 @@ def traversal_names(draw, Z, *, properties=("area", "eccentricity", "solidity", 
         best = change.abs().idxmax()
         rows.append(dict(factor=f"z{j}", along=best if abs(change[best]) >= least else "unnamed", change=change[best]))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/factors/naming.ipynb #c31f28af
+def turning_pairs(turned, least: float = 0.5) -> list[tuple[int, int]]:
+    """Pairs of factors that move on a circle as the image turns; see the formula above.
+
+    turned : (A, N, d), factors of the same N images turned by 0, 1/A, …, (A − 1)/A of a full turn, A at least 4. least : of κ. No factor is in two pairs; the surest come first.
+    Raises ValueError for another shape.
+    """
+    turned = np.asarray(turned, dtype=float)
+    if turned.ndim != 3 or len(turned) < 4: raise ValueError(f"turned must have the shape (A, N, d) with at least 4 angles; got {turned.shape}")
+    waves = np.fft.rfft(turned, axis=0)[1:(len(turned) + 1) // 2] / len(turned)             # (m, N, d), without the mean and the highest frequency
+    cross = np.einsum("mni,mnj->mij", waves, waves.conj()) / turned.shape[1]
+    power = np.einsum("mii->i", cross).real
+    kappa = 2 * np.abs(cross.imag).max(0) / np.maximum(power[:, None] + power, 1e-12)
+    pairs, free = [], np.ones(len(power), bool)
+    while True:
+        i, j = np.unravel_index(np.where(np.triu(free[:, None] & free, 1), kappa, -1).argmax(), kappa.shape)
+        if len(power) < 2 or not (free[i] and free[j]) or i == j or kappa[i, j] < least: return pairs
+        pairs.append((int(i), int(j))); free[[i, j]] = False
+
+
+def pair_norms(Z, pairs, centre=None) -> pd.DataFrame:
+    """Factors (N, d) with every pair replaced by its norm about `centre` (d,), the mean by default: columns z0, …, then |z3, z7|, …
+
+    To use a law on further cells, give the `centre` of those it was found on.
+    """
+    Z = np.asarray(Z, dtype=float)
+    centre = Z.mean(0) if centre is None else np.asarray(centre, dtype=float)
+    paired = {j for pair in pairs for j in pair}
+    alone = {f"z{j}": Z[:, j] for j in range(Z.shape[1]) if j not in paired}
+    return pd.DataFrame(alone | {f"|z{i}, z{j}|": np.hypot(Z[:, i] - centre[i], Z[:, j] - centre[j]) for i, j in pairs})
