@@ -290,3 +290,27 @@ def test_a_thinned_head_is_a_law(cells, tmp_path):
     hidden = VAE(3, "beta", head_hidden=(6,), **options).fit(cells.images, cells.labels)
     assert hidden.head_proba(cells.images).shape == (len(cells.images), len(hidden.classes_))
     with pytest.raises(ValueError, match="linear head"): hidden.head_law()
+
+
+@pytest.mark.parametrize("harmonic", [1, 2, 3])
+def test_pairs_that_turn_with_the_image_are_found_wherever_they_are(harmonic):
+    "Two planted circles of different centres among still and noisy factors; their norms are the radii whatever the angle."
+    from cellinterp.factors.naming import pair_norms, turning_pairs
+    rng = np.random.default_rng(harmonic)
+    places = rng.permutation(7)
+    phase, radius, still, centre = rng.uniform(0, 2 * np.pi, (2, 80)), rng.gamma(3, 1, (2, 80)), rng.normal(size=(80, 7)), rng.normal(size=7)
+    turned = []
+    for a in range(8):
+        Z = still + rng.normal(size=(80, 7)) * .1                                        # what turning changes by accident
+        for k in range(2):
+            t = harmonic * 2 * np.pi * a / 8 + phase[k]
+            for place, wave in zip(places[2 * k:2 * k + 2], (np.cos(t), np.sin(t))): Z[:, place] = centre[place] + radius[k] * wave
+        turned.append(Z)
+    turned = np.stack(turned)
+    pairs = turning_pairs(turned)
+    assert {frozenset(p) for p in pairs} == {frozenset(map(int, places[:2])), frozenset(map(int, places[2:4]))}
+    norms = pair_norms(turned[5], pairs, centre)
+    for i, j in pairs:
+        k = int(i in places[2:4])
+        np.testing.assert_allclose(norms[f"|z{i}, z{j}|"], radius[k], rtol=1e-9)
+    assert norms.shape == (80, 5) and turning_pairs(turned[:, :, places[4:]]) == []
