@@ -3,7 +3,7 @@ import os, subprocess, sys, venv
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
-PEERS = {"sae_lens": ["sae-lens==6.54.12", TORCH], "dictionary_learning": [TORCH, "einops", "tqdm"], "overcomplete": [TORCH, "einops", "scipy", "scikit-learn", "pillow", "matplotlib", "scikit-image"],
+PEERS = {"sae_lens": ["sae-lens==6.54.12", TORCH], "dictionary_learning": [TORCH, "numpy", "einops", "tqdm"], "overcomplete": [TORCH, "einops", "tqdm", "scipy", "scikit-learn", "pillow", "matplotlib", "scikit-image"],
          "sparsify": ["eai-sparsify==1.3.3", TORCH], "spams": ["spams-bin==2.6.14", "numpy", "scipy"], "sklearn": ["scikit-learn==1.9.1"]}
 ALONE = {"dictionary_learning": "dictionary-learning==0.1.0", "overcomplete": "overcomplete==0.3.0"}        # their dependencies hold language and vision models that no dictionary needs
 
