@@ -1184,6 +1184,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'cellinterp/factors/vae.py'),
                                         'cellinterp.factors.vae.VAE._terms_left': ( 'factors/vae.html#vae._terms_left',
                                                                                     'cellinterp/factors/vae.py'),
+                                        'cellinterp.factors.vae.VAE.augmented': ( 'factors/vae.html#vae.augmented',
+                                                                                  'cellinterp/factors/vae.py'),
                                         'cellinterp.factors.vae.VAE.describe': ( 'factors/vae.html#vae.describe',
                                                                                  'cellinterp/factors/vae.py'),
                                         'cellinterp.factors.vae.VAE.draw': ('factors/vae.html#vae.draw', 'cellinterp/factors/vae.py'),

@@ -282,6 +282,16 @@ class VAE(ImageAutoencoder):
             return tuple(torch.stack(c).mean(0) for c in zip(*codes))
         return self._apply(views, images)
 
+    def augmented(self, images, n_views: int = 4, random_state: int = 0):
+        """Factors of random views of every image, turned, mirrored, scaled, shifted and gained as in training: (n_views, N, n_factors).
+
+        A law fitted on all of them, with labels and groups tiled, does not lean on how one view happens to come out.
+        """
+        images, view = self._check(images), random_views if self._aligned else turned_alike
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_state)
+            return np.stack([self._apply(lambda x: self.module_.encode(view(self._scaled(x)))[0], images) for _ in range(n_views)])
+
     def draw(self, factors):
         "Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame=\"image\", (N, C, 32, 32) aligned crops with frame=\"aligned\"."
         drawing = self._apply(self.module_.decoder, self._check_factors(factors))
