@@ -414,10 +414,22 @@ def test_groups_never_straddle_a_split(data, seed):
     assert set(labels[a]) == set(labels[b]) == set("abc")
 
 
-def test_folds_are_those_of_scikit_learn():
+def test_folds_change_with_the_seed_and_are_about_as_even_as_those_of_scikit_learn():
+    "Wells of many sizes and mixtures, for which scikit-learn's seed changes next to nothing; without groups the folds are scikit-learn's."
     from sklearn.model_selection import StratifiedGroupKFold
-    labels, groups = np.repeat(list("ab"), 50), np.tile(np.arange(20), 5)
-    for (a, b), (c, d) in zip(folds(labels, groups, 5, seed=3), StratifiedGroupKFold(5, shuffle=True, random_state=3).split(labels, labels, groups)):
+    random = np.random.default_rng(0)
+    sizes = random.integers(3, 60, 50)
+    groups = np.repeat(np.arange(50), sizes)
+    labels = np.concatenate([random.choice(list("abc"), n, p=random.dirichlet([2, 1, .5])) for n in sizes])
+    total = np.array([(labels == c).sum() for c in "abc"])
+    def uneven(parts): return np.std([[(labels[b] == c).sum() for c in "abc"] / total for _, b in parts], axis=0).sum()
+    partition = lambda parts: frozenset(frozenset(groups[b]) for _, b in parts)
+    ours = [folds(labels, groups, seed=s) for s in range(6)]
+    theirs = [list(StratifiedGroupKFold(5, shuffle=True, random_state=s).split(labels, labels, groups)) for s in range(6)]
+    assert len({partition(p) for p in ours}) == 6 > len({partition(p) for p in theirs})
+    assert np.mean([uneven(p) for p in ours]) < 2 * np.mean([uneven(p) for p in theirs])
+    assert partition(ours[3]) == partition(folds(labels, groups, seed=3))
+    for (a, b), (c, d) in zip(folds(labels, seed=3), StratifiedGroupKFold(5, shuffle=True, random_state=3).split(labels, labels, np.arange(len(labels)))):
         np.testing.assert_array_equal(a, c); np.testing.assert_array_equal(b, d)
 
 

@@ -30,19 +30,31 @@ def _need(classes, counts, n: int, what: str, grouped: bool):
         kind = "groups" if grouped else "samples"
         raise ValueError(f"{'groups' if grouped else 'labels'}: class {str(classes[have.argmin()])!r} came in {have.min()} {kind}; expected at least {n}, for {what}")
 
-def folds(labels, groups=None, n_splits: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 200) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to train on and rows to test on, `n_splits` times; every row is tested once.
 
     labels : N class labels
     groups : N names of wells, plates or patients, or None: every row is its own group
-    seed : the shuffle; the same seed gives the same folds
+    seed : the shuffle; the same seed gives the same folds, another seed others
+    tries : orders of the groups that are tried, fewer where there are thousands of groups
 
     Raises ValueError for a single class, and for a class with fewer groups (or samples) than folds."""
     from sklearn.model_selection import StratifiedGroupKFold
     classes, y, g, counts = _checked(labels, groups)
     if not n_splits >= 2: raise ValueError(f"n_splits: {n_splits} came; expected at least 2")
     _need(classes, counts, n_splits, f"{n_splits} folds", groups is not None)
-    return list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, g))
+    if len(counts) == len(y): return list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, g))
+    random, shares, best = np.random.default_rng(seed), counts / counts.sum(0), (np.inf, None)
+    for _ in range(max(1, min(tries, 100_000 // len(counts)))):
+        held, fold = np.zeros((n_splits, len(classes))), np.empty(len(counts), int)   # share of each class in each fold
+        for group in random.permutation(len(counts)):
+            after = held + np.eye(n_splits)[:, :, None] * shares[group]     # (fold chosen, fold, class)
+            uneven = after.std(1).sum(1)
+            fold[group] = min(np.flatnonzero(uneven <= uneven.min() + 1e-12), key=lambda f: held[f].sum())
+            held[fold[group]] += shares[group]
+        cost = held.std(0).sum() + 10 * (held == 0).sum()                   # a class missing from a fold is worst
+        if cost < best[0]: best = cost, fold
+    return [(np.flatnonzero(best[1][g] != f), np.flatnonzero(best[1][g] == f)) for f in range(n_splits)]
 
 # %% ../../nbs/data/splits.ipynb #fdf8a754
 def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int = 200) -> tuple[np.ndarray, np.ndarray]:
