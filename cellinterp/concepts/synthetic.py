@@ -118,11 +118,9 @@ def fvu(X, X_hat) -> float:
 # %% ../../nbs/concepts/synthetic.ipynb #cae7f3ba
 def pursuit_fvu(rows, dictionary, k) -> float:
     "FVU of rows (n, d) coded by orthogonal matching pursuit with k rows of a dictionary (K, d), selected by absolute scores; with the true atoms it is the oracle's."
-    from cellinterp.concepts.pursuit import omp
+    import torch
+    from cellinterp.concepts.pursuit import decode, omp
     length = np.linalg.norm(dictionary, axis=1)
-    W = (np.asarray(dictionary)[length > 0] / length[length > 0, None]).astype(np.float32)
-    X, X_hat = np.asarray(rows, np.float32), []
-    for i in range(0, len(X), 5000):
-        index, value = omp(X[i:i + 5000], W, k, selection="absolute")
-        X_hat.append(np.einsum("nk,nkd->nd", value, W[index]))
-    return fvu(X, np.concatenate(X_hat))
+    W = torch.from_numpy((np.asarray(dictionary)[length > 0] / length[length > 0, None]).astype(np.float32))
+    X = torch.from_numpy(np.asarray(rows, np.float32))
+    return fvu(X.numpy(), decode(*omp(X, W, k, selection="absolute"), W).numpy())

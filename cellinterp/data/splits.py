@@ -45,11 +45,11 @@ def folds(labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 20
     _need(classes, counts, n_splits, f"{n_splits} folds", groups is not None)
     if len(counts) == len(y): return list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, g))
     random, shares, best = np.random.default_rng(seed), counts / counts.sum(0), (np.inf, None)
+    each = np.eye(n_splits)[:, :, None]                                     # (fold chosen, fold, 1)
     for _ in range(max(1, min(tries, 100_000 // len(counts)))):
         held, fold = np.zeros((n_splits, len(classes))), np.empty(len(counts), int)   # share of each class in each fold
         for group in random.permutation(len(counts)):
-            after = held + np.eye(n_splits)[:, :, None] * shares[group]     # (fold chosen, fold, class)
-            uneven = after.std(1).sum(1)
+            uneven = (held + each * shares[group]).std(1).sum(1)            # (fold chosen,)
             fold[group] = min(np.flatnonzero(uneven <= uneven.min() + 1e-12), key=lambda f: held[f].sum())
             held[fold[group]] += shares[group]
         cost = held.std(0).sum() + 10 * (held == 0).sum()                   # a class missing from a fold is worst
