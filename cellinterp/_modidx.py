@@ -1476,6 +1476,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'cellinterp.laws.tables.margin_names': ( 'laws/tables.html#margin_names',
                                                                                  'cellinterp/laws/tables.py'),
                                         'cellinterp.laws.tables.pairs_table': ('laws/tables.html#pairs_table', 'cellinterp/laws/tables.py'),
+                                        'cellinterp.laws.tables.ratio_interval': ( 'laws/tables.html#ratio_interval',
+                                                                                   'cellinterp/laws/tables.py'),
                                         'cellinterp.laws.tables.stability': ('laws/tables.html#stability', 'cellinterp/laws/tables.py')},
             'cellinterp.runs.cli': { 'cellinterp.runs.cli._fail': ('runs/cli.html#_fail', 'cellinterp/runs/cli.py'),
                                      'cellinterp.runs.cli._one_sentence': ('runs/cli.html#_one_sentence', 'cellinterp/runs/cli.py'),

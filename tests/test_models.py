@@ -102,6 +102,15 @@ def test_orientation_is_not_in_aligned_factors(cells):
     assert moved(aligned) < 1e-3 < moved(plain)
 
 
+def test_without_a_spectrum_only_the_crop_is_drawn(cells):
+    "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
+    bare, whole = (VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4))
+    assert bare.module_.spectrum is None and whole.module_.spectrum is not None
+    assert bare.history_["reconstruction"].iloc[0] < whole.history_["reconstruction"].iloc[0]           # one error less
+    assert bare.score(cells.images) > 0
+    with pytest.raises(ValueError, match="n_spectra"): VAE(5, frame="aligned", n_spectra=-1).fit(cells.images)
+
+
 @pytest.mark.parametrize("model", ["vae", "blackbox"])
 def test_save_and_load(tmp_path, cells, vae, model):
     fitted = vae if model == "vae" else BlackBoxClassifier(max_steps=5, **SMALL).fit(cells.images, cells.labels)

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 
 from cellinterp.laws import SymbolicClassifier, SymbolicRegressor, symbolic
 from cellinterp.laws.expressions import compile_numpy
 from cellinterp.laws.symbolic import ratio_law
-from cellinterp.laws.tables import factor_table, latex_table, law_table, margin_names, pairs_table, stability
+from cellinterp.laws.tables import factor_table, latex_table, law_table, margin_names, pairs_table, ratio_interval, stability
 
 QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500, n_edits=15, random_state=0)
 
@@ -103,6 +104,49 @@ def test_stability_refuses():
     a, b = Law(["z0"], ["no", "yes"], NAMES), Law(["z0"], ["no", "maybe"], NAMES)
     with pytest.raises(ValueError, match="at least two are needed; got 1"): stability([a], X)
     with pytest.raises(ValueError, match="same classes"): stability([a, b], X)
+
+
+def decisions(n=400, seed=0):
+    "Three wells in ten hold most cells; model a errs less than model b, and both more in some wells."
+    r = np.random.default_rng(seed)
+    wells, truth = r.choice(10, n, p=np.r_[[.2] * 3, [.4 / 7] * 7]), r.choice(list("pqr"), n, p=[.7, .2, .1])
+    hard = r.random(10)[wells]
+    return truth, *(np.where(r.random(n) < hard * rate, "p", truth) for rate in (.2, .5)), wells
+
+
+def test_the_interval_of_a_ratio_against_drawing_the_rows():
+    "The slow way: take the rows of the drawn wells, as often as they were drawn, and let scikit-learn score them."
+    truth, a, b, wells = decisions()
+    tables = np.arange(400) % 2
+    of = [[np.flatnonzero((wells == w) & (tables == t)) for w in range(10)] for t in (0, 1)]
+    def score(said, drawn):                                              # of classes that were drawn
+        return np.mean([recall_score(truth[rows], said[rows], labels=np.unique(truth[rows]), average="macro") for of_table in of for rows in [np.concatenate([np.repeat(r, k) for r, k in zip(of_table, drawn)])]])
+    draws = np.random.default_rng(7).multinomial(10, np.full(10, .1), 60)
+    slow = [score(a, d) / score(b, d) for d in draws]
+    got = ratio_interval(truth, a, b, wells, tables=tables, level=.9, n_draws=60, random_state=7)
+    assert got == pytest.approx((score(a, [1] * 10) / score(b, [1] * 10), *np.percentile(slow, [5, 95])))
+
+
+def test_an_interval_covers_and_knows_what_is_paired():
+    "Of a model and itself nothing is left to chance; repeats of the same decisions add nothing; 95 % intervals of draws from one population cover its ratio."
+    truth, a, b, wells = decisions()
+    assert ratio_interval(truth, b, b, wells) == (1, 1, 1)
+    twice = [np.tile(v, 2) for v in (truth, a, b, wells)]
+    assert ratio_interval(*twice, tables=np.repeat([0, 1], 400)) == pytest.approx(ratio_interval(truth, a, b, wells))
+    def sample(seed, wells):                                             # 2 classes; a is right .9, b .8 of the time, on the same hard cells; wells of 10 alike
+        r = np.random.default_rng(seed); n = 10 * wells
+        truth, u = r.integers(0, 2, n), .5 * r.random(wells).repeat(10) + .5 * r.random(n)
+        return truth, np.where(u > np.quantile(REFERENCE, .1), truth, 1 - truth), np.where(u > np.quantile(REFERENCE, .2), truth, 1 - truth), np.arange(wells).repeat(10)
+    REFERENCE = .5 * np.random.default_rng(0).random(10**6) + .5 * np.random.default_rng(1).random(10**6)
+    covered = [low <= .9 / .8 <= high for seed in range(200) for _, low, high in [ratio_interval(*sample(seed, 40), n_draws=400)]]
+    assert np.mean(covered) > .95 - 4 * (.95 * .05 / 200) ** .5 - .01    # four standard errors, and a hundredth for the percentile interval's bias
+
+
+def test_an_interval_refuses():
+    truth, a, b, wells = decisions(40)
+    with pytest.raises(ValueError, match="equally long"): ratio_interval(truth, a, b[:-1], wells)
+    with pytest.raises(ValueError, match="groups"): ratio_interval(truth, a, b, wells * 0)
+    with pytest.raises(ValueError, match="level"): ratio_interval(truth, a, b, wells, level=95)
 
 
 # power laws ---------------------------------------------------------------------------------------------------------------------------------------------------

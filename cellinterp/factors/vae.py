@@ -152,7 +152,7 @@ class VAE(ImageAutoencoder):
     head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is short; None = all.
     head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no `head_terms` then.
     widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for frame="aligned", 1 for "image".
-    n_spectra : principal components of the spectrum that are drawn along (frame="aligned").
+    n_spectra : principal components of the spectrum that are drawn along (frame="aligned"); 0 = none.
     n_views : exact turns and mirrors of an image over which `transform` averages (frame="aligned").
     max_steps : "auto" = 40 epochs, at least 600 and at most 4,000 steps.
     batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
@@ -176,6 +176,7 @@ class VAE(ImageAutoencoder):
         if self.objective not in PRICES: raise ValueError(f"objective must be one of {', '.join(map(repr, PRICES))}; got {self.objective!r}")
         if self.frame not in ("image", "aligned"): raise ValueError(f"frame must be 'image' or 'aligned'; got {self.frame!r}")
         if self.n_factors < 1: raise ValueError(f"n_factors must be at least 1; got {self.n_factors}")
+        if self.n_spectra < 0: raise ValueError(f"n_spectra must be 0 or more; got {self.n_spectra}")
         if self.supervision < 0: raise ValueError(f"supervision must be 0 or more; got {self.supervision}")
         if self.head_terms is not None and (self.head_hidden or not self.supervision): raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
         if self.head_terms is not None and self.head_terms < 1: raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
@@ -225,7 +226,8 @@ class VAE(ImageAutoencoder):
             target, spectrum = draw(rows, x)
             mu, logvar, z, drawing, drawn_spectrum, logits = module(x)
             error = (drawing - target).square().flatten(1).sum(1).mean()
-            if self._aligned: error = error / drawn_variance + (drawn_spectrum - spectrum).square().mean()
+            if self._aligned: error = error / drawn_variance
+            if drawn_spectrum is not None: error = error + (drawn_spectrum - spectrum).square().mean()
             error = fidelity * error
             cost = price(mu, logvar, z, progress=t / max_steps, n_rows=len(images), **constants)
             out = {"loss": error + cost, "reconstruction": error, "kl": kl_per_factor(mu, logvar).sum()}
