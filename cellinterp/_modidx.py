@@ -1082,6 +1082,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'cellinterp/factors/objectives.py'),
                                                'cellinterp.factors.objectives.capacity_price': ( 'factors/objectives.html#capacity_price',
                                                                                                  'cellinterp/factors/objectives.py'),
+                                               'cellinterp.factors.objectives.contrast_loss': ( 'factors/objectives.html#contrast_loss',
+                                                                                                'cellinterp/factors/objectives.py'),
                                                'cellinterp.factors.objectives.dip_ii_price': ( 'factors/objectives.html#dip_ii_price',
                                                                                                'cellinterp/factors/objectives.py'),
                                                'cellinterp.factors.objectives.dip_price': ( 'factors/objectives.html#dip_price',

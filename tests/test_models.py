@@ -102,6 +102,19 @@ def test_orientation_is_not_in_aligned_factors(cells):
     assert moved(aligned) < 1e-3 < moved(plain)
 
 
+def test_two_views_of_a_cell_come_nearer(cells):
+    "With the contrast, factors of random views of a cell lie nearer together, against the distance between cells; the same seed without it is the baseline."
+    def apart(model):
+        a, b = model.augmented(cells.images, n_views=2)
+        unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
+        similar = unit(a) @ unit(b).T
+        return (similar.argmax(1) == np.arange(len(a))).mean()                                          # how often a view finds its partner
+    options = dict(frame="aligned", hidden=32, max_steps=80, **SMALL)
+    assert apart(VAE(5, "beta", contrast=.1, **options).fit(cells.images)) > 1.5 * apart(VAE(5, "beta", **options).fit(cells.images))
+    for bad in dict(contrast=-1.), dict(contrast=.1, frame="image"):
+        with pytest.raises(ValueError, match="contrast must be"): VAE(5, **{"frame": "aligned"} | bad).fit(cells.images)
+
+
 def test_without_a_spectrum_only_the_crop_is_drawn(cells):
     "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
     bare, whole = (VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4))

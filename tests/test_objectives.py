@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from cellinterp.data import simulate_nuclei
 from cellinterp.factors import VAE
-from cellinterp.factors.objectives import (PRICES, Discriminator, discriminator_loss, dip_price, factor_price, kl_per_factor, log_density, log_weights,
+from cellinterp.factors.objectives import (PRICES, Discriminator, contrast_loss, discriminator_loss, dip_price, factor_price, kl_per_factor, log_density, log_weights,
                                            shuffled_columns, total_correlation)
 
 SMALL = dict(widths=(4, 4, 8, 8), hidden=16, device="cpu", random_state=0)
@@ -191,3 +191,17 @@ def test_constants_reach_their_price(cells):
         with torch.no_grad(): mu, logvar = model.module_.train().encode(model._scaled(torch.as_tensor(cells.images[:40])))    # as in training: the batch's own norms
         return np.linalg.norm(np.cov(mu.T, ddof=0) + np.diag(logvar.exp().mean(0)) - np.eye(3))
     assert distance(20.0) < 0.3 * distance(0.0)
+
+
+@pytest.mark.parametrize("B,d,temperature", [(1, 3, .1), (2, 1, .5), (7, 4, .1), (12, 32, 1.)])
+def test_contrast_against_a_double_loop(B, d, temperature):
+    a, b = (codes(B, d, seed)[0] for seed in (1, 2))
+    z = [v / np.linalg.norm(v) for v in torch.cat([a, b]).double().numpy()]
+    terms = []
+    for i in range(2 * B):
+        e = [math.exp(z[i] @ z[k] / temperature) for k in range(2 * B) if k != i]
+        terms.append(-math.log(math.exp(z[i] @ z[(i + B) % (2 * B)] / temperature) / sum(e)))
+    a.requires_grad_()
+    loss = contrast_loss(a, b, temperature)
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-4, abs=1e-6)
+    loss.backward(); assert torch.isfinite(a.grad).all()

@@ -13,7 +13,7 @@ from torch.func import functional_call
 # %% auto #0
 __all__ = ['PRICES', 'kl_per_factor', 'beta_price', 'capacity_price', 'log_density', 'log_weights', 'total_correlation',
            'beta_tc_price', 'stratified_price', 'Discriminator', 'shuffled_columns', 'discriminator_loss',
-           'factor_price', 'dip_price', 'dip_ii_price']
+           'factor_price', 'dip_price', 'dip_ii_price', 'contrast_loss']
 
 # %% ../../nbs/factors/objectives.ipynb #30b61d8a
 def kl_per_factor(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -101,6 +101,13 @@ def dip_price(mu, logvar, z, *, lambda_od: float = 10.0, lambda_d: float | None 
 
 
 def dip_ii_price(mu, logvar, z, **constants): return dip_price(mu, logvar, z, kind="ii", **constants)
+
+# %% ../../nbs/factors/objectives.ipynb #e82dd98e
+def contrast_loss(a, b, temperature: float = 0.1):
+    "InfoNCE of two views' factors a, b (B, d), row by row of the same images: a scalar, log(2B − 1) where the views tell nothing."
+    z = F.normalize(torch.cat([a, b]), dim=1)                                              # (2B, d)
+    similar = (z @ z.T / temperature).fill_diagonal_(-math.inf)                            # (2B, 2B), cosines over τ; a view is not its own partner
+    return F.cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(a)))
 
 # %% ../../nbs/factors/objectives.ipynb #e7e7e688
 PRICES = {"beta": beta_price, "capacity": capacity_price, "beta-tc": beta_tc_price, "beta-tc-stratified": stratified_price, "factor": factor_price,

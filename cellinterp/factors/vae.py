@@ -12,7 +12,7 @@ from torch import nn
 import torch.nn.functional as F
 from sklearn.base import TransformerMixin
 from ..data.images import check_images
-from .objectives import PRICES, Discriminator, discriminator_loss, kl_per_factor
+from .objectives import PRICES, Discriminator, contrast_loss, discriminator_loss, kl_per_factor
 from ..training.augment import aligned_crops, polar_spectra, random_views, turns
 from ..training.images import ConvBlocks, ImageEstimator, pad_to
 from ..training.loop import balanced_weights
@@ -149,6 +149,8 @@ class VAE(ImageAutoencoder):
         λ_od = 10. Capacity in nats.
     discriminator : units a layer of FactorVAE's discriminator, which trains along and is not kept.
     supervision : weight of the cross-entropy of a linear head on the factors; 0 = unsupervised, and labels are ignored.
+    contrast : weight of `contrast_loss` between two random views of an image, which holds the factors to what tells images apart (frame="aligned"); a batch is then half as many images,
+        each twice. 0 = none.
     head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is short; None = all.
     head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no `head_terms` then.
     widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for frame="aligned", 1 for "image".
@@ -163,11 +165,11 @@ class VAE(ImageAutoencoder):
     error_quantiles_ (101,) : percentiles of the training cells' reconstruction error.
     """
 
-    def __init__(self, n_factors=32, objective="capacity", *, frame="image", beta=None, capacity=50.0, gamma=None, lambda_od=None, discriminator=(1000,) * 6, supervision=0.0, head_terms=None, head_hidden=(),
+    def __init__(self, n_factors=32, objective="capacity", *, frame="image", beta=None, capacity=50.0, gamma=None, lambda_od=None, discriminator=(1000,) * 6, supervision=0.0, contrast=0.0, head_terms=None, head_hidden=(),
                  widths=(16, 32, 64, 128), hidden=256, fidelity=None, n_spectra=32, n_views=4, max_steps="auto", batch_size=64, learning_rate=2e-3, device="auto", precision="auto",
                  random_state=None, checkpoint=None, verbose=False):
         self.n_factors, self.objective, self.frame, self.beta, self.capacity, self.gamma = n_factors, objective, frame, beta, capacity, gamma
-        self.lambda_od, self.discriminator, self.head_terms, self.head_hidden = lambda_od, discriminator, head_terms, head_hidden
+        self.lambda_od, self.discriminator, self.contrast, self.head_terms, self.head_hidden = lambda_od, discriminator, contrast, head_terms, head_hidden
         self.supervision, self.widths, self.hidden, self.fidelity, self.n_spectra, self.n_views = supervision, widths, hidden, fidelity, n_spectra, n_views
         self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
         self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
@@ -178,6 +180,7 @@ class VAE(ImageAutoencoder):
         if self.n_factors < 1: raise ValueError(f"n_factors must be at least 1; got {self.n_factors}")
         if self.n_spectra < 0: raise ValueError(f"n_spectra must be 0 or more; got {self.n_spectra}")
         if self.supervision < 0: raise ValueError(f"supervision must be 0 or more; got {self.supervision}")
+        if self.contrast < 0 or self.contrast and not self._aligned: raise ValueError(f"contrast must be 0 or more, and 0 without frame='aligned', where the images of a batch are turned alike; got {self.contrast}")
         if self.head_terms is not None and (self.head_hidden or not self.supervision): raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
         if self.head_terms is not None and self.head_terms < 1: raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
 
@@ -222,6 +225,7 @@ class VAE(ImageAutoencoder):
             groups = [{"params": vae_parameters}, {"params": list(judge.parameters()), **Discriminator.adam}]
 
         def step(module, rows, t):
+            if self.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)
             x = random_views(pixels(rows)) if self._aligned else turned_alike(pixels(rows))
             target, spectrum = draw(rows, x)
             mu, logvar, z, drawing, drawn_spectrum, logits = module(x)
@@ -234,6 +238,9 @@ class VAE(ImageAutoencoder):
             if judge is not None:
                 out["discriminator"] = discriminator_loss(judge, z)
                 out["loss"] = out["loss"] + out["discriminator"]
+            if self.contrast:
+                out["contrast"] = contrast_loss(*mu.chunk(2))
+                out["loss"] = out["loss"] + self.contrast * fidelity * out["contrast"]
             if self.supervision:
                 y = codes.to(rows.device)[rows]
                 if self.head_terms is not None: self.module_.head.thin(self._terms_left(t / max_steps), mu.detach().std(0))
