@@ -311,7 +311,8 @@ def open_page(browser, path, width=1280, theme="light"):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)]))
     browser.get_log("performance"), browser.get_log("browser")
-    browser.get(path.resolve().as_uri())
+    browser.get(address := path.resolve().as_uri())
+    assert wait(lambda: browser.execute_script("return location.href === arguments[0] && document.readyState === 'complete'", address))   # not the page before, nor one without its style yet
 
 
 def wait(condition, seconds=10):
