@@ -115,13 +115,19 @@ def test_two_views_of_a_cell_come_nearer(cells):
         with pytest.raises(ValueError, match="contrast must be"): VAE(5, **{"frame": "aligned"} | bad).fit(cells.images)
 
 
-def test_without_a_spectrum_only_the_crop_is_drawn(cells):
+def test_without_a_spectrum_only_the_crop_is_drawn(cells, monkeypatch):
     "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
     bare, whole = (VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4))
     assert bare.module_.spectrum is None and whole.module_.spectrum is not None
     assert bare.history_["reconstruction"].iloc[0] < whole.history_["reconstruction"].iloc[0]           # one error less
     assert bare.score(cells.images) > 0
     with pytest.raises(ValueError, match="n_spectra"): VAE(5, frame="aligned", n_spectra=-1).fit(cells.images)
+    from cellinterp.factors import vae as module
+    monkeypatch.setattr(module, "_KEEP", 100)                                                            # of many images: no spectrum a batch either
+    calls, made = [], module.polar_spectra
+    monkeypatch.setattr(module, "polar_spectra", lambda x: calls.append(len(x)) or made(x))
+    VAE(5, "beta", frame="aligned", n_spectra=0, hidden=8, max_steps=3, **SMALL).fit(cells.images)
+    assert len(calls) == 1                                                                               # the statistics before training
 
 
 @pytest.mark.parametrize("model", ["vae", "blackbox"])

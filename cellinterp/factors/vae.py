@@ -280,7 +280,7 @@ class VAE(ImageAutoencoder):
         def anew(rows, x):                                                               # many images: the batch's targets when they are asked for
             with torch.no_grad():
                 x = pixels(rows)
-                return aligned_crops(x), (polar_spectra(x) - mean.to(x.device)) @ axes.to(x.device)
+                return aligned_crops(x), (polar_spectra(x) - mean.to(x.device)) @ axes.to(x.device) if k else None
         return anew, variance
 
     def _encode(self, images):
