@@ -712,6 +712,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'cellinterp.data.splits._need': ('data/splits.html#_need', 'cellinterp/data/splits.py'),
                                         'cellinterp.data.splits.folds': ('data/splits.html#folds', 'cellinterp/data/splits.py'),
                                         'cellinterp.data.splits.inner_split': ('data/splits.html#inner_split', 'cellinterp/data/splits.py'),
+                                        'cellinterp.data.splits.permuted_by_group': ( 'data/splits.html#permuted_by_group',
+                                                                                      'cellinterp/data/splits.py'),
                                         'cellinterp.data.splits.split': ('data/splits.html#split', 'cellinterp/data/splits.py')},
             'cellinterp.data.subtomograms': { 'cellinterp.data.subtomograms._as_range': ( 'data/subtomograms.html#_as_range',
                                                                                           'cellinterp/data/subtomograms.py'),

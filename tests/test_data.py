@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from cellinterp.data.images import ImageSet, as_nchw, check_images, concat, guess_axes, load_images
 from cellinterp.data.masks import crops_from_masks
 from cellinterp.data.public import PUBLIC_SETS, find_set, load_data, public_sets, subsample
-from cellinterp.data.splits import folds, split
+from cellinterp.data.splits import folds, permuted_by_group, split
 
 RANDOM = np.random.default_rng(0)
 
@@ -443,12 +443,38 @@ def test_split_holds_out_the_fraction_of_every_class():
     assert not np.array_equal(split(labels, groups, .2, 0)[1], split(labels, groups, .2, 1)[1])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 5), st.integers(2, 12), st.randoms(use_true_random=False))
+def test_wells_of_one_size_change_places_whole(n_wells, size, n_tries, random):
+    "In whatever order the cells come, a well's cells read the same labels as some well's did, in order; every label stays as often as it was."
+    wells = np.repeat(np.arange(n_wells), size).tolist(); random.shuffle(wells); wells = np.array(wells)
+    labels = np.array(["a", "b"] + [random.choice("abc") for _ in range(n_wells * size - 2)])
+    of = lambda values: sorted("".join(values[wells == w]) for w in range(n_wells))
+    moved = [permuted_by_group(labels, wells, seed) for seed in range(n_tries)]
+    for m in moved: assert of(m) == of(labels)
+    np.testing.assert_array_equal(moved[0], permuted_by_group(labels, wells, 0))
+
+
+def test_permuted_by_group_is_right_by_chance_and_keeps_wells_together():
+    "Pure wells of many sizes: a cell keeps its label as often as two cells share one; a well's cells stay alike, which they do not without groups."
+    random = np.random.default_rng(0)
+    wells = np.repeat(np.arange(40), random.integers(10, 30, 40)); labels = np.array(list("abcde"))[wells % 5]
+    moved = [permuted_by_group(labels, wells, s) for s in range(300)]
+    kept = np.array([np.mean(m == labels) for m in moved])
+    share = np.bincount(wells % 5) / len(wells)
+    assert abs(kept.mean() - np.square(share).sum()) < 4 * kept.std() / np.sqrt(len(kept)) + 1 / 40            # a well stays where it is once in 40
+    alike = lambda m: np.mean(m[1:] == m[:-1])
+    assert min(map(alike, moved)) > .9 > .5 > alike(permuted_by_group(labels, None, 0))
+    for m in moved[:5]: assert sorted(m) == sorted(labels)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: folds(["a"] * 10), "labels: a single class, 'a'"), (lambda: split(["a"] * 10), "labels: a single class, 'a'"), (lambda: folds([]), "no labels"),
     (lambda: folds(["a"] * 10 + ["b"] * 4), "labels: class 'b' came in 4 samples; expected at least 5"),
     (lambda: folds(["a", "b"] * 10, np.arange(20) // 5), "groups: class 'a' came in 4 groups; expected at least 5"),
     (lambda: folds(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"), (lambda: folds(["a", "b"] * 10, n_splits=1), "n_splits: 1"),
-    (lambda: split(["a", "b"] * 10, fraction=1.5), "fraction: 1.5"), (lambda: split(["a", "b"] * 10, ["w"] * 20), "class 'a' came in 1 groups")])
+    (lambda: split(["a", "b"] * 10, fraction=1.5), "fraction: 1.5"), (lambda: split(["a", "b"] * 10, ["w"] * 20), "class 'a' came in 1 groups"), (lambda: permuted_by_group(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"),
+    (lambda: permuted_by_group(["a"] * 4, [1, 1, 2, 2]), "labels: a single class")])
 def test_splits_that_cannot_be(call, message):
     with pytest.raises(ValueError, match=message): call()
 

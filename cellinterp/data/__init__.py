@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "polycubes": ["random_polycubes"],
     "public": ["find_set", "load_data", "public_sets"],
     "simulate": ["simulate_nuclei"],
-    "splits": ["folds", "split"],
+    "splits": ["folds", "split", "permuted_by_group"],
     "subtomograms": ["density_from_pdb", "find_symmetry", "read_densities", "simulate_subtomograms", "true_rotations"],
     "volumes": ["load_volumes", "read_volume", "write_volume"],
 })

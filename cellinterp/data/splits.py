@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['folds', 'split', 'inner_split']
+__all__ = ['folds', 'split', 'permuted_by_group', 'inner_split']
 
 # %% ../../nbs/data/splits.ipynb #b4daf469
 def _checked(labels, groups):
@@ -80,6 +80,19 @@ def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int 
     if best[1] is None: raise ValueError(f"groups: no split of {len(counts)} groups with every class on both sides came in {tries} tries; expected more groups a class")
     held = np.isin(g, best[1])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+# %% ../../nbs/data/splits.ipynb #7e60166b
+def permuted_by_group(labels, groups, seed: int = 0) -> np.ndarray:
+    """Labels (N,) read off group by group in a random order of the groups, laid over the cells in the groups' own order: each label as often as before, alike ones side by side.
+
+    groups : (N,) names of wells, plates or patients, or None: every row is its own group
+
+    Raises ValueError for a single class, and unless there is one group a label."""
+    _, _, g, counts = _checked(labels, groups)
+    place = np.random.default_rng(seed).permutation(len(counts))[g]
+    permuted = np.empty_like(labels := np.asarray(labels))
+    permuted[np.argsort(g, kind="stable")] = labels[np.argsort(place, kind="stable")]
+    return permuted
 
 # %% ../../nbs/data/splits.ipynb #331b674c
 def inner_split(y, groups=None, *, fraction: float = 0.25, seed: int = 0, classes: bool = True) -> tuple[np.ndarray, np.ndarray]:
