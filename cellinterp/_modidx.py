@@ -1455,6 +1455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'cellinterp.laws.symbolic.check_operators': ( 'laws/symbolic.html#check_operators',
                                                                                         'cellinterp/laws/symbolic.py'),
                                           'cellinterp.laws.symbolic.edit': ('laws/symbolic.html#edit', 'cellinterp/laws/symbolic.py'),
+                                          'cellinterp.laws.symbolic.linear_law': ( 'laws/symbolic.html#linear_law',
+                                                                                   'cellinterp/laws/symbolic.py'),
                                           'cellinterp.laws.symbolic.pareto': ('laws/symbolic.html#pareto', 'cellinterp/laws/symbolic.py'),
                                           'cellinterp.laws.symbolic.power_law': ( 'laws/symbolic.html#power_law',
                                                                                   'cellinterp/laws/symbolic.py'),

@@ -12,6 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "expressions": ["complexity", "evaluate", "parse"],
     "pysr_adapter": ["pysr_ready", "read_hall_of_fame"],
     "sparse": ["SparseClassifier", "epsilon_set", "plot_network", "plot_path"],
-    "symbolic": ["SymbolicClassifier", "SymbolicRegressor"],
+    "symbolic": ["SymbolicClassifier", "SymbolicRegressor", "linear_law"],
     "tables": ["factor_table", "latex_table", "law_table", "pairs_table", "ratio_interval", "stability"],
 })
