@@ -415,7 +415,7 @@ def test_a_linear_law_finds_planted_columns_and_is_nearly_as_good_as_the_truth(K
 
 def test_a_linear_law_weighs_rare_classes_and_skips_constant_columns():
     r = np.random.default_rng(0)
-    Z = r.standard_normal((2000, 4)); Z[:, 2] = 7
+    Z = r.standard_normal((2000, 4)); Z[:, 0] = 7
     y = np.where(r.random(2000) < .05, "rare", "common"); Z[:, 1] += 2 * (y == "rare")
     recall = lambda law: np.mean(law.predict(Z[y == "rare"]) == "rare")
     even, raw = linear_law(Z, y, 5), linear_law(Z, y, 5, class_weight=None)       # rare ones lie two widths away: Φ(1) = .84 of them at the middle, Φ(−.47) = .32 with the frequencies
