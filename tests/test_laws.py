@@ -423,7 +423,8 @@ def test_a_linear_law_weighs_rare_classes_and_skips_constant_columns():
 
 
 @pytest.mark.parametrize("call, message", [
-    (dict(max_nodes=4), "max_nodes: 4 came"), (dict(names=["a"]), "names: 1 came for 3 columns"), (dict(y=np.zeros(30)), "one class only"), (dict(X=np.ones((30, 3))), "every column is constant"),
+    (dict(max_nodes=4), "max_nodes: 4 came"), (dict(y=np.zeros(30)), "one class only"), (dict(X=np.ones((30, 3))), "no column tells"),
+    (dict(X=np.tile([[0.], [0.], [1.], [1.]], (15, 1)), y=np.arange(60) % 2), "no column tells"),
     (dict(X=np.full((30, 3), np.nan)), "NaN"), (dict(y=np.arange(20) % 2), "inconsistent numbers of samples")])
 def test_a_linear_law_that_cannot_be(call, message):
     r = np.random.default_rng(0)

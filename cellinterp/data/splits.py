@@ -90,7 +90,8 @@ def permuted_by_group(labels, groups, seed: int = 0) -> np.ndarray:
     Raises ValueError for a single class, and unless there is one group a label."""
     _, _, g, counts = _checked(labels, groups)
     place = np.random.default_rng(seed).permutation(len(counts))[g]
-    permuted = np.empty_like(labels := np.asarray(labels))
+    labels = np.asarray(labels)
+    permuted = np.empty_like(labels)
     permuted[np.argsort(g, kind="stable")] = labels[np.argsort(place, kind="stable")]
     return permuted
 

@@ -791,22 +791,22 @@ def _combine(fronts):
         at[k] -= 1
 
 # %% ../../nbs/laws/symbolic.ipynb #ef4ab0ee
-def linear_law(X, y, max_nodes: int = 25, *, names=None, class_weight="balanced") -> SymbolicClassifier:
+def linear_law(X, y, max_nodes: int = 25, *, class_weight="balanced") -> SymbolicClassifier:
     """One sum of columns a class, `c0 + c1*z1 + …` with as many terms as `max_nodes` hold, by forward selection (`sparse_sums`): a fitted `SymbolicClassifier`.
 
-    X : (N, d), rows may be several views of a cell. y : (N,) labels. names : of the columns; by default a DataFrame's, else z0, z1, …
+    X : (N, d), dense; a DataFrame's columns give the names, else z0, z1, …; rows may be several views of a cell. y : (N,) labels.
     class_weight : None, 'balanced' or dict
 
-    Raises ValueError for fewer than 5 nodes, which hold no term, for columns that are all constant, and for a single class."""
+    Raises ValueError for fewer than 5 nodes, which hold no term, for columns none of which tells the classes apart, and for a single class."""
     if max_nodes < 5: raise ValueError(f"max_nodes: {max_nodes} came; a constant and one term need 5")
-    if names is None: names = X.columns if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
+    names = getattr(X, "columns", None)
     X, y = check_X_y(X, y, dtype=float)
-    if len(names) != X.shape[1]: raise ValueError(f"names: {len(names)} came for {X.shape[1]} columns")
+    if names is None: names = [f"z{j}" for j in range(X.shape[1])]
     classes, k = np.unique(y, return_inverse=True)
     if len(classes) < 2: raise ValueError(f"y has one class only ({classes[0]!r}); a classifier needs at least two classes")
     vary = np.flatnonzero(np.ptp(X, axis=0) > 0)
-    if not len(vary): raise ValueError("X: every column is constant")
     targets, tidy = np.eye(len(classes))[k], np.array(tidy_names(names))
     if len(classes) == 2: targets = targets[:, 1:]                                         # one margin
-    sums = sparse_sums(X[:, vary], targets, tidy[vary], max_nodes, weights=compute_class_weight(class_weight, classes=classes, y=y)[k], products=False, steps=max_nodes * len(classes))
+    sums = sparse_sums(X[:, vary], targets, tidy[vary], max_nodes, weights=compute_class_weight(class_weight, classes=classes, y=y)[k], products=False, steps=max_nodes * len(classes)) if len(vary) else []
+    if not sums: raise ValueError("X: no column tells the classes of y apart")
     return SymbolicClassifier.from_expressions([to_text(e) for e in sums[-1]], classes, names)
