@@ -348,7 +348,9 @@ def residual(F, T, loss="log", lapse=0.0):
     return (trust[:, None] * P - T)[:, -m:], P[:, -m:], trust
 
 def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6, lapse=0.0):
-    """Damped Fisher scoring of constants c (p,) for `margins(c) -> F (N, m), [J_k (p, N)] * m`.
+    """Damped Fisher scoring of constants c (p,) for `margins(c) -> F (N, m), [J_k (p_k, N)] * m`.
+
+    Every margin has p_k constants of its own, which follow one another in c, and J_k is its derivative by them.
 
     Returns c and the penalised loss (inf where the margins are not finite from the start).
     """
@@ -359,16 +361,18 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
         if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e12 * (1 + np.abs(T).max()): return np.inf
         return margin_loss(F, T, w, loss, lapse) + 0.5 * ridge * float(w @ (F**2).sum(1))
     F, J = margins(c)
+    ends = np.cumsum([0] + [len(D) for D in J])
+    own = [slice(a, b) for a, b in zip(ends, ends[1:])]
     best, damp = value(F), 1e-3
     for _ in range(steps if len(c) and np.isfinite(best) else 0):
         G, P, trust = residual(F, T, loss, lapse)
-        g, u = sum(J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)), w * trust
-        H = np.zeros((len(c), len(c)))
+        g, u = np.concatenate([J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)]), w * trust
+        H = np.empty((len(c), len(c)))
         for k in range(m):
             for l in range(k + 1):
                 curve = (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge if k == l else 0) - (0 if loss == "squared" else u * P[:, k] * P[:, l])
                 with np.errstate(over="ignore", invalid="ignore"): block = (J[k] * curve) @ J[l].T  # what overflows is caught below
-                H += block if k == l else block + block.T
+                H[own[k], own[l]], H[own[l], own[k]] = block, block.T
         if not np.isfinite(H).all(): break
         scale, gain = np.diag(H) + 1e-12 * (1e-12 + np.diag(H).max()), 0.0
         for _ in range(6):  # raise the damping until a step helps
@@ -399,10 +403,8 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     fs, sizes = [compile_numpy(e, names) for e in exprs], [len(_floats(e)) for e in exprs]
     ends = np.cumsum([0] + sizes)
     def margins(c):
-        out = [f(X, c[a:b]) for f, a, b in zip(fs, ends, ends[1:])]
-        J = [np.zeros((ends[-1], len(X))) for _ in out]
-        for k, (_, d) in enumerate(out): J[k][ends[k]:ends[k + 1]] = d
-        return np.stack([v for v, _ in out], 1), J
+        values, J = zip(*[f(X, c[a:b]) for f, a, b in zip(fs, ends, ends[1:])])
+        return np.stack(values, 1), J
     c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps, lapse=lapse)
     return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
 

@@ -66,13 +66,9 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
     A = A / scale
     ones, active, c, out = np.ones((n, 1)), [[] for _ in range(m)], np.zeros(m), []
     def margins(c):
-        F, J, a = np.empty((n, m)), [], 0
-        for k in range(m):
-            B = np.hstack([ones, A[:, active[k]]]).T  # (terms, N)
-            F[:, k] = c[a:a + len(B)] @ B
-            D = np.zeros((len(c), n)); D[a:a + len(B)] = B
-            J.append(D); a += len(B)
-        return F, J
+        J = [np.hstack([ones, A[:, a]]).T for a in active]  # (terms, N) each
+        ends = np.cumsum([0] + [len(B) for B in J])
+        return np.stack([c[a:b] @ B for B, a, b in zip(J, ends, ends[1:])], 1), J
     for _ in range(steps):
         c, value = newton(margins, c, T, weights, loss, steps=8, lapse=lapse)
         F, _ = margins(c)
