@@ -77,7 +77,6 @@ def counterfactuals(law, Z, asked=None, *, scale=None, others=None, n_starts=6, 
 def _nearest(f, k, Z, inside, scale, n_starts, n_steps):
     "Boundary points (N, d) of class k nearest to Z (N, d), and their distances (N,) in units of `scale`, from starts among `inside` (M, d)."
     from scipy.spatial import cKDTree
-    n, origin = len(Z), torch.as_tensor(Z / scale)
     unit = torch.as_tensor(scale)
     def lead(u):
         "By how much class k leads at u (in units): ≥ 0 inside."
@@ -92,32 +91,34 @@ def _nearest(f, k, Z, inside, scale, n_starts, n_steps):
             is_in = (lead(a + middle * (b - a)) >= 0)[:, None]
             low, high = torch.where(is_in, low, middle), torch.where(is_in, middle, high)
         return a + high * (b - a)
-    starts = cKDTree(inside / scale).query(Z / scale, k=min(n_starts, len(inside)))[1].reshape(n, -1)
-    best, shortest = origin.clone(), torch.full((n,), torch.inf, dtype=origin.dtype)
-    for column in starts.T:
-        b = bisect(origin, torch.as_tensor(inside[column] / scale))
-        length, stride = (b - origin).norm(dim=1), torch.ones(n, 1, dtype=b.dtype)
-        for _ in range(n_steps):
-            u = b.clone().requires_grad_(True)
-            g = torch.nan_to_num(torch.autograd.grad(lead(u).sum(), u)[0])
-            square = (g * g).sum(1, keepdim=True)
-            foot = torch.where(square > 0, origin + g * (g * (b - origin)).sum(1, keepdim=True) / square.clamp_min(1e-300), b)
-            aim = b + stride * (foot - b)
-            with torch.no_grad():
-                for _ in range(8):                                                         # outside? go on along the line from the cell until it is inside
-                    out = lead(aim) < 0
-                    if not out.any(): break
-                    aim = torch.where(out[:, None], origin + (aim - origin) * 1.1, aim)
-                inner = lead(aim) >= 0
-                new = torch.where(inner[:, None], bisect(origin, torch.where(inner[:, None], aim, b)), b)
-                new_length = (new - origin).norm(dim=1)
-                better = new_length < length * (1 - 1e-9)
-                stride = torch.where(better[:, None], (stride * 1.5).clamp_max(1.0), stride / 2)
-                b, length = torch.where(better[:, None], new, b), torch.where(better, new_length, length)
-            if not (stride > 1e-3).any(): break
-        closer = length < shortest
-        best, shortest = torch.where(closer[:, None], b, best), torch.where(closer, length, shortest)
-    return best.numpy() * scale, shortest.numpy()
+    starts = cKDTree(inside / scale).query(Z / scale, k=min(n_starts, len(inside)))[1].reshape(len(Z), -1)  # (N, S)
+    cells = torch.as_tensor(Z / scale).repeat_interleave(starts.shape[1], 0)                            # all starts of all cells at once
+    found = bisect(cells, torch.as_tensor(inside[starts.ravel()] / scale))
+    lengths, strides, going = (found - cells).norm(dim=1), torch.ones(len(cells), 1, dtype=cells.dtype), torch.arange(len(cells))
+    for _ in range(n_steps):
+        origin, b, length, stride = cells[going], found[going], lengths[going], strides[going]
+        u = b.clone().requires_grad_(True)
+        g = torch.nan_to_num(torch.autograd.grad(lead(u).sum(), u)[0])
+        square = (g * g).sum(1, keepdim=True)
+        foot = torch.where(square > 0, origin + g * (g * (b - origin)).sum(1, keepdim=True) / square.clamp_min(1e-300), b)
+        aim = b + stride * (foot - b)
+        with torch.no_grad():
+            for _ in range(8):                                                             # outside? go on along the line from the cell until it is inside
+                out = lead(aim) < 0
+                if not out.any(): break
+                aim = torch.where(out[:, None], origin + (aim - origin) * 1.1, aim)
+            inner = lead(aim) >= 0
+            new = torch.where(inner[:, None], bisect(origin, torch.where(inner[:, None], aim, b)), b)
+            new_length = (new - origin).norm(dim=1)
+            better = new_length < length * (1 - 1e-9)
+            strides[going] = torch.where(better[:, None], (stride * 1.5).clamp_max(1.0), stride / 2)
+            found[going], lengths[going] = torch.where(better[:, None], new, b), torch.where(better, new_length, length)
+        going = going[strides[going, 0] > 1e-3]
+        if not len(going): break
+    lengths = lengths.reshape(starts.shape)
+    shortest = lengths.argmin(1)
+    each = torch.arange(len(Z))
+    return found.reshape(*starts.shape, -1)[each, shortest].numpy() * scale, lengths[each, shortest].numpy()
 
 # %% ../../nbs/explain/counterfactuals.ipynb #9d8165dd
 def measured_change(vae, moves: Counterfactuals, *, share=1.0, pixel_size=None, properties=("area", "eccentricity", "intensity", "solidity")) -> pd.DataFrame:
