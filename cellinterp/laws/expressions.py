@@ -367,12 +367,10 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
     for _ in range(steps if len(c) and np.isfinite(best) else 0):
         G, P, trust = residual(F, T, loss, lapse)
         g, u = np.concatenate([J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)]), w * trust
-        H = np.empty((len(c), len(c)))
-        for k in range(m):
-            for l in range(k + 1):
-                curve = (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge if k == l else 0) - (0 if loss == "squared" else u * P[:, k] * P[:, l])
-                with np.errstate(over="ignore", invalid="ignore"): block = (J[k] * curve) @ J[l].T  # what overflows is caught below
-                H[own[k], own[l]], H[own[l], own[k]] = block, block.T
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is caught below
+            S = np.concatenate([D * P[:, k] for k, D in enumerate(J)])  # (p, N)
+            H = np.zeros((len(c), len(c))) if loss == "squared" else -(S * u) @ S.T
+            for k, D in enumerate(J): H[own[k], own[k]] += (D * (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge)) @ D.T
         if not np.isfinite(H).all(): break
         scale, gain = np.diag(H) + 1e-12 * (1e-12 + np.diag(H).max()), 0.0
         for _ in range(6):  # raise the damping until a step helps
