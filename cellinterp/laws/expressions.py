@@ -338,19 +338,18 @@ def probabilities(F):
     return P / P.sum(1, keepdims=True)
 
 def residual(F, T, loss="log", lapse=0.0):
-    "Derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows' trust (N,): how sure it is that the label is no slip."
-    if loss == "squared": return F - T, F, np.ones(len(F))
-    P, m = probabilities(F), F.shape[1]
-    if not lapse: return P[:, -m:] - T, P[:, -m:], np.ones(len(F))
+    "First and second derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows' trust (N,): how sure it is that the label is no slip."
+    if loss == "squared": return F - T, np.ones_like(F), F, np.ones(len(F))
+    P, m, trust = probabilities(F), F.shape[1], np.ones(len(F))
     T = np.hstack([1 - T, T]) if m == 1 else T
-    T = T * (1 - lapse) * P / ((1 - lapse) * P + lapse / P.shape[1])
-    trust = T.sum(1)
-    return (trust[:, None] * P - T)[:, -m:], P[:, -m:], trust
+    if lapse:
+        T = T * (1 - lapse) * P / ((1 - lapse) * P + lapse / P.shape[1])
+        trust = T.sum(1)
+    G, P = (trust[:, None] * P - T)[:, -m:], P[:, -m:]
+    return G, trust[:, None] * P * (1 - P), P, trust
 
 def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6, lapse=0.0):
-    """Damped Fisher scoring of constants c (p,) for `margins(c) -> F (N, m), [J_k (p_k, N)] * m`.
-
-    Every margin has p_k constants of its own, which follow one another in c, and J_k is its derivative by them.
+    """Damped Fisher scoring of each margin's own constants, c = [c_k (p_k,)] * m, for `margins(c) -> F (N, m), [J_k (p_k, N)] * m`, J_k the derivative of margin k by c_k.
 
     Returns c and the penalised loss (inf where the margins are not finite from the start).
     """
@@ -360,27 +359,29 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
     def value(F):
         if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e12 * (1 + np.abs(T).max()): return np.inf
         return margin_loss(F, T, w, loss, lapse) + 0.5 * ridge * float(w @ (F**2).sum(1))
-    F, J = margins(c)
-    ends = np.cumsum([0] + [len(D) for D in J])
-    own = [slice(a, b) for a, b in zip(ends, ends[1:])]
+    ends = np.cumsum([len(a) for a in c])
+    own, each = [slice(b - len(a), b) for a, b in zip(c, ends)], lambda c: np.split(c, ends[:-1])
+    c = np.concatenate(c)
+    F, J = margins(each(c))
     best, damp = value(F), 1e-3
     for _ in range(steps if len(c) and np.isfinite(best) else 0):
-        G, P, trust = residual(F, T, loss, lapse)
-        g, u = np.concatenate([J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)]), w * trust
+        G, curve, P, trust = residual(F, T, loss, lapse)
+        g, H = np.concatenate([J[k] @ (w * (G[:, k] + ridge * F[:, k])) for k in range(m)]), np.zeros((len(c), len(c)))
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is caught below
-            S = np.concatenate([D * P[:, k] for k, D in enumerate(J)])  # (p, N)
-            H = np.zeros((len(c), len(c))) if loss == "squared" else -(S * u) @ S.T
-            for k, D in enumerate(J): H[own[k], own[k]] += (D * (u * (1.0 if loss == "squared" else P[:, k]) + w * ridge)) @ D.T
+            if m > 1 and loss != "squared":  # between margins
+                S = np.concatenate([J[k] * P[:, k] for k in range(m)])  # (p, N)
+                H -= (S * (w * trust)) @ S.T
+            for k in range(m): H[own[k], own[k]] = (J[k] * (w * (curve[:, k] + ridge))) @ J[k].T
         if not np.isfinite(H).all(): break
         scale, gain = np.diag(H) + 1e-12 * (1e-12 + np.diag(H).max()), 0.0
         for _ in range(6):  # raise the damping until a step helps
             step = np.linalg.lstsq(H + damp * np.diag(scale), -g, rcond=1e-12)[0]
-            F2, J2 = margins(c + step)
+            F2, J2 = margins(each(c + step))
             new = value(F2)
             if new < best: gain, c, F, J, best, damp = best - new, c + step, F2, J2, new, max(damp / 10, 1e-9); break
             damp *= 10
         if gain <= tolerance * abs(best): break
-    return c, best
+    return each(c), best
 
 def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, steps=20, lapse=0.0):
     """Re-fit the constants of one expression a class (or of a single margin) jointly.
@@ -398,13 +399,12 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
     list of expressions, penalised loss on X
     """
     T = np.asarray(T, float).reshape(len(X), -1)
-    fs, sizes = [compile_numpy(e, names) for e in exprs], [len(_floats(e)) for e in exprs]
-    ends = np.cumsum([0] + sizes)
+    fs = [compile_numpy(e, names) for e in exprs]
     def margins(c):
-        values, J = zip(*[f(X, c[a:b]) for f, a, b in zip(fs, ends, ends[1:])])
+        values, J = zip(*[f(X, a) for f, a in zip(fs, c)])
         return np.stack(values, 1), J
-    c, value = newton(margins, np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), T, weights, loss, ridge, steps, lapse=lapse)
-    return [with_constants(e, c[a:b]) for e, a, b in zip(exprs, ends, ends[1:])], value
+    c, value = newton(margins, [constants(e) for e in exprs], T, weights, loss, ridge, steps, lapse=lapse)
+    return [with_constants(e, a) for e, a in zip(exprs, c)], value
 
 # %% ../../nbs/laws/expressions.ipynb #39b092b3
 def _pull(e):

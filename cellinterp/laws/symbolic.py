@@ -64,32 +64,29 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
     scale = np.sqrt((A**2).mean(0)); scale[~(scale > 0)] = np.inf
     if not np.isfinite(A).all(): return []
     A = A / scale
-    ones, active, c, out = np.ones((n, 1)), [[] for _ in range(m)], np.zeros(m), []
+    ones, active, c, out = np.ones((n, 1)), [[] for _ in range(m)], [np.zeros(1) for _ in range(m)], []
     def margins(c):
         J = [np.hstack([ones, A[:, a]]).T for a in active]  # (terms, N) each
-        ends = np.cumsum([0] + [len(B) for B in J])
-        return np.stack([c[a:b] @ B for B, a, b in zip(J, ends, ends[1:])], 1), J
+        return np.stack([a @ B for a, B in zip(c, J)], 1), J
     for _ in range(steps):
         c, value = newton(margins, c, T, weights, loss, steps=8, lapse=lapse)
         F, _ = margins(c)
-        G, P, trust = residual(F, T, loss, lapse)
+        G, curve, _, _ = residual(F, T, loss, lapse)
         if any(active):
             with _tidy():
-                laws, a = [], 0
+                laws = []
                 for k in range(m):
-                    e = sympy.Float(c[a])
-                    for i, t in enumerate(active[k]): e += sympy.Float(c[a + 1 + i] / scale[t]) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[t]])
-                    laws.append(e); a += 1 + len(active[k])
+                    e = sympy.Float(c[k][0])
+                    for a, t in zip(c[k][1:], active[k]): e += sympy.Float(a / scale[t]) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[t]])
+                    laws.append(e)
             out.append(laws)
-        curve = np.ones_like(P) if loss == "squared" else trust[:, None] * P * (1 - P)
         gain = (A.T @ (w[:, None] * G)) ** 2 / ((A**2).T @ (w[:, None] * curve) + 1e-9)  # (D, m)
         left = np.array([max_nodes - 1 - cost[active[k]].sum() if active[k] else max_nodes - 1 for k in range(m)])
         gain[cost[:, None] > left[None]] = 0
         for k in range(m): gain[active[k], k] = 0
         j, k = np.unravel_index((gain / np.sqrt(cost)[:, None]).argmax(), gain.shape)
         if gain[j, k] <= 1e-9: break
-        end = np.cumsum([1 + len(a) for a in active])[k]
-        c = np.insert(c, end, 0.0)
+        c[k] = np.append(c[k], 0.0)
         active[k].append(int(j))
     return out
 
@@ -170,9 +167,9 @@ class Archive:
         self.seen.add(form)
         f = compile_numpy(e, self.names)
         def margins(c):
-            v, J = f(self.X, c)
+            v, J = f(self.X, c[0])
             return v[:, None], [J]
-        try: c, value = newton(margins, constants(e), self.T, self.weights, self.loss, steps=steps, lapse=self.lapse)
+        try: (c,), value = newton(margins, [constants(e)], self.T, self.weights, self.loss, steps=steps, lapse=self.lapse)
         except (TypeError, ValueError, np.linalg.LinAlgError): return False  # complex or diverging constants
         if not value < self.best.get(n, (np.inf,))[0]: return False
         self.best[n] = value, with_constants(e, c)
@@ -187,9 +184,8 @@ class Archive:
             with _tidy(): return compile_numpy(_put(e, at, s + sympy.Float(h)), self.names)(self.X)
         up, down, w = moved(1e-4), moved(-1e-4), 1.0 if self.weights is None else self.weights
         slope, f = (up - down) / 2e-4, (up + down) / 2  # df/ds at that place
-        G, p, trust = (a if a.ndim == 1 else a[:, 0] for a in residual(f[:, None], self.T, self.loss, self.lapse))
-        curve = (1.0 if self.loss == "squared" else trust * p * (1 - p)) * slope**2 * w
-        with np.errstate(all="ignore"): gradient, curvature = self.A.T @ (-w * G * slope), (self.A**2).T @ curve
+        G, curve = (a[:, 0] for a in residual(f[:, None], self.T, self.loss, self.lapse)[:2])
+        with np.errstate(all="ignore"): gradient, curvature = self.A.T @ (-w * G * slope), (self.A**2).T @ (curve * slope**2 * w)
         with np.errstate(all="ignore"): gain = np.nan_to_num(gradient**2 / curvature, nan=0.0, posinf=0.0)
         if not allow_exp: gain[2 * len(self.names):] = 0
         j = np.argsort(-gain, kind="stable")[min(int(r.exponential(1.0)), 2, len(gain) - 1)]
