@@ -1,4 +1,6 @@
-"""Build: name, version and dependencies come from settings.ini; the wheel also carries the tutorials, benchmarks and experiments."""
+"""Build: name, version and dependencies come from settings.ini; the wheel also carries the tutorials, benchmarks and
+experiments.
+"""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -13,7 +15,9 @@ cfg = config["DEFAULT"]
 
 
 class BuildWithNotebooks(build_py):
-    "Copy nbs/tutorials, nbs/benchmarks and nbs/experiments into the built package; an editable install reads nbs/ itself."
+    """Copy nbs/tutorials, nbs/benchmarks and nbs/experiments into the built package; an editable install reads nbs/
+    itself.
+    """
 
     def run(self):
         super().run()
@@ -22,7 +26,8 @@ class BuildWithNotebooks(build_py):
             target = Path(self.build_lib) / "cellinterp" / "_notebooks" / folder
             target.mkdir(parents=True, exist_ok=True)
             for source in sorted((HERE / "nbs" / folder).glob(pattern)): shutil.copy2(source, target / source.name)
-        shutil.copy2(HERE / "nbs" / "references.bib", Path(self.build_lib) / "cellinterp" / "_notebooks")  # reports cite from it
+        # reports cite from it
+        shutil.copy2(HERE / "nbs" / "references.bib", Path(self.build_lib) / "cellinterp" / "_notebooks")
 
 
 def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.strip()]
@@ -40,7 +45,10 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["cellinterp", "cellinterp.*"]),
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements"), **{key[6:]: lines(key) for key in cfg if key.startswith("extra_")}},
+    extras_require={
+        "dev": lines("dev_requirements"),
+        **{key[6:]: lines(key) for key in cfg if key.startswith("extra_")},
+    },
     entry_points={
         "console_scripts": ["cellinterp=cellinterp.runs.cli:main"],
         "nbdev": ["cellinterp=cellinterp._modidx:d"],

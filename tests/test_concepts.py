@@ -1,4 +1,6 @@
-"""Reading embeddings: whitening from controls, averaging, selectivity, probes, profiles; against slow references and answers known by hand."""
+"""Reading embeddings: whitening from controls, averaging, selectivity, probes, profiles; against slow references and
+answers known by hand.
+"""
 import os
 import warnings
 
@@ -17,8 +19,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cellinterp.concepts.probes import expected_ap, nearest_label, replicate_map, stability
-from cellinterp.concepts.selectivity import (active, atoms_table, auroc, benjamini_hochberg, held_out_selectivity, information, name_atoms, quantile_active,
-                                             selectivity_scores)
+from cellinterp.concepts.selectivity import (
+    active,
+    atoms_table,
+    auroc,
+    benjamini_hochberg,
+    held_out_selectivity,
+    information,
+    name_atoms,
+    quantile_active,
+    selectivity_scores,
+)
 from cellinterp.concepts.whitening import ControlWhitening, aggregate
 from cellinterp.data.embeddings import load_profiles, simulate_profiles
 from cellinterp.training.saving import load, save
@@ -26,7 +37,13 @@ from cellinterp.training.saving import load, save
 pytestmark = pytest.mark.filterwarnings("ignore:ControlWhitening")
 
 
-@parametrize_with_checks([ControlWhitening(), ControlWhitening("zca", shrinkage="ledoit_wolf"), ControlWhitening("center", standardize=True, normalize=False)])
+@parametrize_with_checks(
+    [
+        ControlWhitening(),
+        ControlWhitening("zca", shrinkage="ledoit_wolf"),
+        ControlWhitening("center", standardize=True, normalize=False),
+    ]
+)
 def test_scikit_learn_contract(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,11 +68,18 @@ def test_whitened_controls_have_identity_covariance(method, options):
     assert np.abs(np.cov(Z[controls].T) - np.eye(20)).max() < 1e-6
     assert np.abs(Z[controls].mean(0)).max() < 1e-6
     assert np.abs(white.inverse_transform(Z) - X).max() < 1e-9
-    assert np.abs(Z[~controls].mean(0)).max() > 1e-3                                 # from the controls, not from all rows
+    # from the controls, not from all rows
+    assert np.abs(Z[~controls].mean(0)).max() > 1e-3
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(3, 40), d=st.integers(1, 12), offset=st.sampled_from([0, 1, -1e4]), decades=st.integers(0, 4), seed=st.integers(0, 99))
+@given(
+    n=st.integers(3, 40),
+    d=st.integers(1, 12),
+    offset=st.sampled_from([0, 1, -1e4]),
+    decades=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
 def test_identity_on_the_kept_subspace_whatever_the_shape(n, d, offset, decades, seed):
     X, _ = screen(2 * n, d, decades, offset, seed)
     controls = np.arange(2 * n) < n
@@ -65,7 +89,8 @@ def test_identity_on_the_kept_subspace_whatever_the_shape(n, d, offset, decades,
     assert white.rank_ == min(n - 1, d)
     Z = white.transform(X[controls])
     assert np.abs(Z.T @ Z / (n - 1) - np.eye(white.rank_)).max() < 1e-6
-    assert np.abs(white.inverse_transform(Z) - X[controls]).max() < 1e-9 * max(1, abs(offset))    # controls lie in the kept subspace
+    # controls lie in the kept subspace
+    assert np.abs(white.inverse_transform(Z) - X[controls]).max() < 1e-9 * max(1, abs(offset))
 
 
 def test_against_the_textbook():
@@ -78,7 +103,12 @@ def test_against_the_textbook():
         assert np.allclose((Z ** 2).sum(1), expected, rtol=1e-6)
     values, V = np.linalg.eigh(S)
     root = (V / np.sqrt(values)) @ V.T
-    assert np.allclose(ControlWhitening("zca", normalize=False).fit(X, controls=controls).whitening_, root, rtol=1e-6, atol=1e-8 * np.abs(root).max())
+    assert np.allclose(
+        ControlWhitening("zca", normalize=False).fit(X, controls=controls).whitening_,
+        root,
+        rtol=1e-6,
+        atol=1e-8 * np.abs(root).max(),
+    )
 
 
 def test_ledoit_wolf_is_that_of_scikit_learn():
@@ -105,7 +135,8 @@ def test_too_few_controls_are_told_and_never_blow_up():
 def test_a_duplicated_column_of_float32_is_no_direction():
     "Rounding of float32 input must not be whitened into a component of its own."
     r = np.random.default_rng(0)
-    X = r.normal(size=(200, 5)).astype(np.float32); X = np.c_[X, X[:, 0] + X[:, 1]] + np.float32(10)
+    X = r.normal(size=(200, 5)).astype(np.float32)
+    X = np.c_[X, X[:, 0] + X[:, 1]] + np.float32(10)
     white = ControlWhitening(normalize=False).fit(X, controls=np.arange(200) < 150)
     assert white.rank_ == 5 and np.abs(white.transform(X)).max() < 10
     assert white.transform(X).dtype == np.float32
@@ -118,7 +149,13 @@ def test_constant_column_half_precision_and_integers():
         white = ControlWhitening("zca", normalize=False, standardize=standardize).fit(constant, controls=controls)
         assert white.rank_ == 20 and np.abs(white.transform(constant)).max() < 100
     whole = np.round(X * 100).astype(int)
-    assert np.abs(np.cov(ControlWhitening(normalize=False).fit(whole, controls=controls).transform(whole)[controls].T) - np.eye(20)).max() < 1e-6
+    assert (
+        np.abs(
+            np.cov(ControlWhitening(normalize=False).fit(whole, controls=controls).transform(whole)[controls].T)
+            - np.eye(20)
+        ).max()
+        < 1e-6
+    )
     half = X.astype(np.float16)
     Z = ControlWhitening(normalize=False).fit(half, controls=controls).transform(half)
     assert Z.dtype == np.float64 and np.abs(np.cov(Z[controls].T) - np.eye(20)).max() < 1e-6
@@ -126,7 +163,11 @@ def test_constant_column_half_precision_and_integers():
 
 def test_z_scores_are_those_of_the_controls():
     X, controls = screen(decades=2, offset=7)
-    Z = ControlWhitening("center", standardize=True, normalize=False, block_size=9).fit(X, controls=controls).transform(X)
+    Z = (
+        ControlWhitening("center", standardize=True, normalize=False, block_size=9)
+        .fit(X, controls=controls)
+        .transform(X)
+    )
     assert np.allclose(Z, (X - X[controls].mean(0)) / X[controls].std(0, ddof=1))
 
 
@@ -138,7 +179,8 @@ def test_atoms_travel_both_ways():
         C = r.normal(size=(4, white.whitening_.shape[0]))
         Z = white.transform(X)
         assert np.allclose(white.readout(C) @ (X - white.mean_).T, C @ Z.T)
-        moved = white.transform(X + white.atoms_to_input(C)[0])                      # adding an atom to the input adds it to the whitened row
+        # adding an atom to the input adds it to the whitened row
+        moved = white.transform(X + white.atoms_to_input(C)[0])
         assert np.allclose(moved - Z, C[0], atol=1e-8)
 
 
@@ -151,7 +193,8 @@ def test_unit_length_and_zero_rows():
 
 def test_by_batch():
     X, _ = screen(400, 8, 1, 0)
-    plate = np.repeat(np.array(["P1", "P2"]), 200); controls = np.arange(400) % 4 == 0
+    plate = np.repeat(np.array(["P1", "P2"]), 200)
+    controls = np.arange(400) % 4 == 0
     shifted = X * np.where(plate == "P1", 1, 3)[:, None] + np.where(plate == "P1", 0, 100)[:, None]
     centred = ControlWhitening(by_batch="center", normalize=False).fit(shifted, controls=controls, batch=plate)
     Z = centred.transform(shifted, batch=plate)
@@ -160,18 +203,24 @@ def test_by_batch():
     own = ControlWhitening("zca", by_batch="whiten", normalize=False).fit(shifted, controls=controls, batch=plate)
     Z = own.transform(shifted, batch=plate)
     for p in ("P1", "P2"): assert np.abs(np.cov(Z[controls & (plate == p)].T) - np.eye(8)).max() < 1e-6
-    for white in (centred, own): assert np.allclose(white.inverse_transform(white.transform(shifted, batch=plate), batch=plate), shifted)
+    for white in (centred, own):
+        assert np.allclose(white.inverse_transform(white.transform(shifted, batch=plate), batch=plate), shifted)
     assert own.atoms_to_input(np.eye(8), batch="P2").shape == (8, 8)
     with pytest.raises(ValueError, match="say batch="): own.atoms_to_input(np.eye(8))
     with pytest.raises(ValueError, match="P3"): centred.transform(shifted[:1], batch=np.array(["P3"]))
-    with pytest.raises(ValueError, match="P1"): ControlWhitening(by_batch="center").fit(shifted, controls=plate == "P2", batch=plate)
-    with pytest.raises(ValueError, match="zca"): ControlWhitening(by_batch="whiten").fit(shifted, controls=controls, batch=plate)
+    with pytest.raises(ValueError, match="P1"):
+        ControlWhitening(by_batch="center").fit(shifted, controls=plate == "P2", batch=plate)
+    with pytest.raises(ValueError, match="zca"):
+        ControlWhitening(by_batch="whiten").fit(shifted, controls=controls, batch=plate)
 
 
 def test_a_median_centre_ignores_a_failed_well():
     X, controls = screen(decades=0, offset=0)
     X[0] = 1e4
-    mean, median = (ControlWhitening("center", normalize=False, center=c).fit(X, controls=controls).mean_ for c in ("mean", "median"))
+    mean, median = (
+        ControlWhitening("center", normalize=False, center=c).fit(X, controls=controls).mean_
+        for c in ("mean", "median")
+    )
     assert np.abs(mean).min() > 50 and np.abs(median).max() < 1
     assert np.allclose(median, np.median(X[controls], axis=0))
 
@@ -184,30 +233,58 @@ def test_where_controls_come_from():
     with pytest.warns(UserWarning, match="every row"): every = ControlWhitening().fit(X, y)
     assert np.allclose(every.mean_, X.mean(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("error"); ControlWhitening().fit(X)                     # without labels there is nothing to warn of
-    for bad, message in ((np.ones(300, bool), "every row is a control"), (np.zeros(300, bool), "no control row"), (controls[:5], r"\(5,\)"), (np.linspace(0, 1, 300), "boolean")):
-        with pytest.raises(ValueError, match=message): ControlWhitening().fit(X, controls=bad)
+        # without labels there is nothing to warn of
+        warnings.simplefilter("error")
+        ControlWhitening().fit(X)
+    for bad, message in (
+        (np.ones(300, bool), "every row is a control"),
+        (np.zeros(300, bool), "no control row"),
+        (controls[:5], r"\(5,\)"),
+        (np.linspace(0, 1, 300), "boolean"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ControlWhitening().fit(X, controls=bad)
     with pytest.raises(ValueError, match="no control row"): ControlWhitening(control_label="water").fit(X, y)
-    with pytest.raises(ValueError, match="control rows are all the same"): ControlWhitening().fit(np.ones((6, 3)), controls=np.arange(6) < 3)
+    with pytest.raises(ValueError, match="control rows are all the same"):
+        ControlWhitening().fit(np.ones((6, 3)), controls=np.arange(6) < 3)
 
 
 @pytest.mark.parametrize("routing", [False, True])
 def test_controls_by_metadata_routing(routing):
     import sklearn
     screen_ = simulate_profiles(random_state=1)
-    X, y, controls, plate = screen_.X, screen_.obs.moa.to_numpy(str), screen_.obs.control.to_numpy(), screen_.obs.plate.to_numpy(str)
+    X, y, controls, plate = (
+        screen_.X,
+        screen_.obs.moa.to_numpy(str),
+        screen_.obs.control.to_numpy(),
+        screen_.obs.plate.to_numpy(str),
+    )
     with sklearn.config_context(enable_metadata_routing=routing):
         pipeline = make_pipeline(ControlWhitening(), LogisticRegression(max_iter=50))
         name = "controls" if routing else "controlwhitening__controls"
         scores = cross_val_score(pipeline, X, y, params={name: controls}, cv=3)
-        expected = cross_val_score(make_pipeline(ControlWhitening(control_label="DMSO"), LogisticRegression(max_iter=50)), X, y, cv=3)
+        expected = cross_val_score(
+            make_pipeline(ControlWhitening(control_label="DMSO"), LogisticRegression(max_iter=50)), X, y, cv=3
+        )
         assert np.allclose(scores, expected)
-        if routing:                                                                  # batch is routed to transform as well
-            model = make_pipeline(ControlWhitening(by_batch="center"), LogisticRegression(max_iter=50)).fit(X, y, controls=controls, batch=plate)
+        # batch is routed to transform as well
+        if routing:
+            model = make_pipeline(ControlWhitening(by_batch="center"), LogisticRegression(max_iter=50)).fit(
+                X, y, controls=controls, batch=plate
+            )
             assert model.predict(X, batch=plate).shape == y.shape
 
 
-@pytest.mark.parametrize("options", [{}, dict(method="zca", by_batch="whiten"), dict(method="center"), dict(center="median", by_batch="center"), dict(shrinkage="ledoit_wolf")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(method="zca", by_batch="whiten"),
+        dict(method="center"),
+        dict(center="median", by_batch="center"),
+        dict(shrinkage="ledoit_wolf"),
+    ],
+)
 def test_saved_models_are_the_same_to_the_bit(options, tmp_path):
     X, controls = screen(decades=1)
     plate = np.array(["A", "B"])[np.arange(300) % 2]
@@ -224,14 +301,27 @@ def test_every_source_gives_the_same(tmp_path):
     data = simulate_profiles(random_state=2)
     X, controls = data.X, data.obs.control.to_numpy()
     expected = ControlWhitening("zca").fit(X, controls=controls).transform(X)
-    np.save(tmp_path / "x.npy", X); data.write_h5ad(tmp_path / "x.h5ad"); pd.DataFrame(X, columns=data.var_names).to_parquet(tmp_path / "x.parquet")
-    sources = [tmp_path / "x.npy", tmp_path / "x.h5ad", str(tmp_path / "x.parquet"), np.load(tmp_path / "x.npy", mmap_mode="r"), zarr.array(X), pd.DataFrame(X, columns=data.var_names)]
+    np.save(tmp_path / "x.npy", X)
+    data.write_h5ad(tmp_path / "x.h5ad")
+    pd.DataFrame(X, columns=data.var_names).to_parquet(tmp_path / "x.parquet")
+    sources = [
+        tmp_path / "x.npy",
+        tmp_path / "x.h5ad",
+        str(tmp_path / "x.parquet"),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        zarr.array(X),
+        pd.DataFrame(X, columns=data.var_names),
+    ]
     for source in sources:
         white = ControlWhitening("zca", block_size=50).fit(source, controls=controls)
         assert np.allclose(white.transform(source), expected, atol=1e-9), source
     assert np.allclose(ControlWhitening("zca").fit_transform(data), expected)         # AnnData knows its controls
-    assert list(ControlWhitening().fit(tmp_path / "x.parquet", controls=controls).feature_names_in_[:2]) == ["feature_0", "feature_1"]
-    broken = X.copy(); broken[7, 3] = np.nan
+    assert list(ControlWhitening().fit(tmp_path / "x.parquet", controls=controls).feature_names_in_[:2]) == [
+        "feature_0",
+        "feature_1",
+    ]
+    broken = X.copy()
+    broken[7, 3] = np.nan
     np.save(tmp_path / "nan.npy", broken)
     with pytest.raises(ValueError, match="NaN"): ControlWhitening().fit(tmp_path / "nan.npy", controls=controls)
     pd.DataFrame(X).assign(name="well").rename(columns=str).to_parquet(tmp_path / "text.parquet")
@@ -240,7 +330,9 @@ def test_every_source_gives_the_same(tmp_path):
 
 
 def test_the_nuisance_goes_and_the_mechanism_stays():
-    "The reason for all this: with a loud nuisance shared by controls, only whitening finds compounds of one mechanism next to each other."
+    """The reason for all this: with a loud nuisance shared by controls, only whitening finds compounds of one mechanism
+    next to each other.
+    """
     data = simulate_profiles(random_state=0)
     treated = ~data.obs.control.to_numpy()
     def accuracy(Z):
@@ -270,8 +362,14 @@ def test_aggregate_keeps_what_is_constant():
     data.obsm["concepts"] = sparse.csr_array(np.abs(data.X) * (data.X > 3))
     wells = aggregate(data, ["plate", "compound"])
     treatments = aggregate(wells, ["compound"])
-    assert treatments.n_obs == data.obs["compound"].nunique() and {"moa", "control"} <= set(treatments.obs) and "plate" not in treatments.obs
-    assert np.allclose(treatments.X[0], data.X[(data.obs["compound"] == treatments.obs["compound"].iloc[0]).to_numpy()].mean(0)) and treatments.obsm["concepts"].shape[0] == len(treatments)
+    assert (
+        treatments.n_obs == data.obs["compound"].nunique()
+        and {"moa", "control"} <= set(treatments.obs)
+        and "plate" not in treatments.obs
+    )
+    assert np.allclose(
+        treatments.X[0], data.X[(data.obs["compound"] == treatments.obs["compound"].iloc[0]).to_numpy()].mean(0)
+    ) and treatments.obsm["concepts"].shape[0] == len(treatments)
     with pytest.raises(ValueError, match="not a column"): aggregate(data, ["donor"])
     with pytest.raises(ValueError, match="missing"): aggregate(np.ones((2, 1)), [np.array(["a", None], dtype=object)])
     with pytest.raises(ValueError, match="how"): aggregate(data, ["plate"], how="max")
@@ -284,7 +382,8 @@ def slow_selectivity(Z, labels, positive):
     names = sorted(set(labels) - {""})
     on = (lambda z: z > 0) if positive else (lambda z: z != 0)
     average, maximum = np.empty((2, len(names), Z.shape[1]))
-    fraction = lambda rows, m: np.mean([on(Z[i, m]) for i in rows])
+    def fraction(rows, m):
+        return np.mean([on(Z[i, m]) for i in rows])
     for m in range(Z.shape[1]):
         P = [fraction([i for i, l in enumerate(labels) if l == name], m) for name in names]
         for k, name in enumerate(names):
@@ -298,20 +397,26 @@ def slow_selectivity(Z, labels, positive):
 def test_selectivity_is_the_definition(seed, K, positive):
     r = np.random.default_rng(seed)
     Z = r.normal(size=(40, 6)) * (r.random((40, 6)) < .4)
-    labels = np.r_[np.arange(K), r.integers(-1, K, 40 - K)]; labels = np.array(["" if l < 0 else f"l{l}" for l in labels])
+    labels = np.r_[np.arange(K), r.integers(-1, K, 40 - K)]
+    labels = np.array(["" if l < 0 else f"l{l}" for l in labels])
     got = selectivity_scores(sparse.csr_array(Z), labels, positive=positive, n_bootstrap=0, n_permutations=0)
     average, maximum = slow_selectivity(Z, labels.tolist(), positive)
     assert np.allclose(got.average, average, atol=1e-6) and np.allclose(got.maximum, maximum, atol=1e-6)
     use = labels != ""
     assert np.allclose(got.auroc, [[roc_auc_score(labels[use] == n, Z[use, m]) for m in range(6)] for n in got.labels])
-    assert np.allclose(selectivity_scores(Z, labels, positive=positive, n_bootstrap=0, n_permutations=0).average, got.average)
+    assert np.allclose(
+        selectivity_scores(Z, labels, positive=positive, n_bootstrap=0, n_permutations=0).average, got.average
+    )
 
 
 def test_auroc_of_signed_tied_codes():
     r = np.random.default_rng(0)
-    Z = r.integers(-2, 3, (100, 4)).astype(float); codes = r.integers(-1, 3, 100)
+    Z = r.integers(-2, 3, (100, 4)).astype(float)
+    codes = r.integers(-1, 3, 100)
     use = codes >= 0
-    assert np.allclose(auroc(Z, codes, 3), [[roc_auc_score(codes[use] == k, Z[use, j]) for j in range(4)] for k in range(3)])
+    assert np.allclose(
+        auroc(Z, codes, 3), [[roc_auc_score(codes[use] == k, Z[use, j]) for j in range(4)] for k in range(3)]
+    )
 
 
 def test_information_of_known_tables():
@@ -320,33 +425,49 @@ def test_information_of_known_tables():
 
 
 def test_intervals_cover_the_truth():
-    "95 % intervals by group hold the true difference in about 95 of 100 repetitions, also with wells of different rates; those by cell do not."
+    """95 % intervals by group hold the true difference in about 95 of 100 repetitions, also with wells of different
+    rates; those by cell do not.
+    """
     r, inside = np.random.default_rng(0), []
-    well = np.repeat(np.arange(24), 20); label = np.where(well < 12, "drug", "DMSO")
+    well = np.repeat(np.arange(24), 20)
+    label = np.where(well < 12, "drug", "DMSO")
     for i in range(60):
         rate = r.beta(3, 6, 24) + .3 * (np.arange(24) < 12)
         Z = (r.random((480, 1)) < rate[well][:, None]) * 1.0
         spans = [selectivity_scores(Z, label, groups=g, n_permutations=0, random_state=i) for g in (well, None)]
         inside.append([s.low[1, 0] <= .3 <= s.high[1, 0] for s in spans])
     by_well, by_cell = np.mean(inside, 0)
-    assert by_well > .82 and by_cell < by_well - .1                                   # 60 repetitions: 95 % ± 3; few groups cost some coverage
+    # 60 repetitions: 95 % ± 3; few groups cost some coverage
+    assert by_well > .82 and by_cell < by_well - .1
 
 
 def test_the_null_keeps_its_error_rate():
-    "Random labels: a run with any discovery at FDR 5 % is rare. Labels that only differ between plates are not discovered either."
+    """Random labels: a run with any discovery at FDR 5 % is rare. Labels that only differ between plates are not
+    discovered either.
+    """
     r, label, plate = np.random.default_rng(1), np.array(list("ABCD"))[np.arange(120) % 4], np.arange(120) // 12
-    wrong = [selectivity_scores((r.random((120, 100)) < .1) * 1.0, r.permutation(label), batch=plate, n_bootstrap=0, random_state=i).q.min() <= .05 for i in range(40)]
-    assert sum(wrong) <= 7                                                            # binomial(40, 0.05): more than 7 in one of 3000
-    confounded = (plate[:, None] == np.arange(10)) * 1.0                              # features of plates; drug on half of the plates only
+    wrong = [
+        selectivity_scores(
+            (r.random((120, 100)) < 0.1) * 1.0, r.permutation(label), batch=plate, n_bootstrap=0, random_state=i
+        ).q.min()
+        <= 0.05
+        for i in range(40)
+    ]
+    # binomial(40, 0.05): more than 7 in one of 3000
+    assert sum(wrong) <= 7
+    # features of plates; drug on half of the plates only
+    confounded = (plate[:, None] == np.arange(10)) * 1.0
     drug = np.where(plate < 5, "drug", "DMSO")
     assert selectivity_scores(confounded, drug, batch=plate, n_bootstrap=0).p.min() == 1
-    assert selectivity_scores(confounded, drug, n_bootstrap=0).q.min() < .05          # without the batches the plates look like biology
+    # without the batches the plates look like biology
+    assert selectivity_scores(confounded, drug, n_bootstrap=0).q.min() < .05
 
 
 def test_groups_are_exchanged_whole():
     "Every well has its own habit: with cells as units false positives abound, with wells they do not."
     r, p = np.random.default_rng(2), []
-    well = np.repeat(np.arange(16), 40); label = np.where(well < 8, "drug", "DMSO")
+    well = np.repeat(np.arange(16), 40)
+    label = np.where(well < 8, "drug", "DMSO")
     Z = (r.random((640, 60)) < r.beta(1, 4, (16, 60))[well]) * 1.0
     by_cell, by_well = (selectivity_scores(Z, label, groups=g, n_bootstrap=0) for g in (None, well))
     assert (by_cell.q <= .05).mean() > .15 and (by_well.q <= .05).mean() <= .05
@@ -354,7 +475,8 @@ def test_groups_are_exchanged_whole():
 
 def test_planted_selectivity_is_found_and_reported_on_held_out_groups():
     r = np.random.default_rng(3)
-    label = np.array(list("ABC"))[np.arange(180) % 3]; group = np.arange(180) // 3
+    label = np.array(list("ABC"))[np.arange(180) % 3]
+    group = np.arange(180) // 3
     Z = (r.random((180, 300)) < .1) * 1.0
     Z[:, 7] = (label == "B") & (r.random(180) < .9)
     found = selectivity_scores(Z, label, groups=group)
@@ -380,37 +502,60 @@ def test_quantiles_and_names():
     with pytest.raises(ValueError, match="alpha"): quantile_active(X, .7)
     data = simulate_profiles()
     white = ControlWhitening().fit(data)
-    direction = np.zeros((1, 60)); direction[0, [4, 9]] = 5, -2                        # an atom that adds to two columns of equal spread
+    # an atom that adds to two columns of equal spread
+    direction = np.zeros((1, 60))
+    direction[0, [4, 9]] = 5, -2
     atom = direction @ white.whitening_.T
     spread = data.X[data.obs.control].std(0)
-    assert name_atoms(atom, list(data.var_names), white, top=2)[0] == ("+feature_4, −feature_9" if 5 / spread[4] > 2 / spread[9] else "−feature_9, +feature_4")
+    assert name_atoms(atom, list(data.var_names), white, top=2)[0] == (
+        "+feature_4, −feature_9" if 5 / spread[4] > 2 / spread[9] else "−feature_9, +feature_4"
+    )
     table = atoms_table(np.eye(60), whitening=white, feature_names=data.var_names)
     assert table.shape == (60, 60) and table.obsm["input_direction"].shape == (60, 60) and "name" in table.obs
 
 
-@pytest.mark.parametrize("bad, message", [(dict(Z=np.full((4, 2), np.nan)), "NaN"), (dict(labels=np.array(["a"] * 4)), "at least 2"), (dict(labels=np.array(["a", "b"])), r"\(2,\)"),
-                                          (dict(groups=np.arange(3)), "groups"), (dict(batch=np.arange(5)), "batch")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(Z=np.full((4, 2), np.nan)), "NaN"),
+        (dict(labels=np.array(["a"] * 4)), "at least 2"),
+        (dict(labels=np.array(["a", "b"])), r"\(2,\)"),
+        (dict(groups=np.arange(3)), "groups"),
+        (dict(batch=np.arange(5)), "batch"),
+    ],
+)
 def test_bad_input(bad, message):
-    with pytest.raises(ValueError, match=message): selectivity_scores(**{**dict(Z=np.eye(4, 2), labels=np.array(list("abab"))), **bad})
+    with pytest.raises(ValueError, match=message):
+        selectivity_scores(**{**dict(Z=np.eye(4, 2), labels=np.array(list("abab"))), **bad})
 
 
 def test_active():
     Z = np.array([[1.0, 0], [-1, 2]])
-    assert active(Z).toarray().tolist() == [[1, 0], [1, 1]] and active(Z, positive=True).toarray().tolist() == [[1, 0], [0, 1]]
+    assert active(Z).toarray().tolist() == [[1, 0], [1, 1]] and active(Z, positive=True).toarray().tolist() == [
+        [1, 0],
+        [0, 1],
+    ]
     assert active(Z > 0).toarray().tolist() == [[1, 0], [0, 1]]
-    codes = sparse.csr_array(Z); active(codes, positive=True)
-    assert codes.toarray().tolist() == Z.tolist()                                     # the caller's codes are left alone
+    codes = sparse.csr_array(Z)
+    active(codes, positive=True)
+    # the caller's codes are left alone
+    assert codes.toarray().tolist() == Z.tolist()
 
 
 # probes --------------------------------------------------------------------------------------------------------------
 
 def test_average_precision_is_that_of_scikit_learn():
     r = np.random.default_rng(0)
-    X = r.normal(size=(12, 5)); t = np.array(list("aaabbbcccccc")); plate = np.arange(12) % 3
+    X = r.normal(size=(12, 5))
+    t = np.array(list("aaabbbcccccc"))
+    plate = np.arange(12) % 3
     table = replicate_map(X, t).set_index("treatment")
     U = X / np.linalg.norm(X, axis=1, keepdims=True)
     for name in "abc":
-        expected = [average_precision_score((t == name)[np.arange(12) != i], (U @ U[i])[np.arange(12) != i]) for i in np.flatnonzero(t == name)]
+        expected = [
+            average_precision_score((t == name)[np.arange(12) != i], (U @ U[i])[np.arange(12) != i])
+            for i in np.flatnonzero(t == name)
+        ]
         assert np.isclose(table.mean_ap[name], np.mean(expected))
     assert set(replicate_map(X, t, negatives=t == "c").treatment) == {"a", "b"}
     assert len(replicate_map(X, t, batch=plate)) == 3
@@ -432,7 +577,8 @@ def test_stability():
 
 
 def test_nearest_label_needs_somebody_else():
-    with pytest.raises(ValueError, match="exclude"): nearest_label(np.eye(2), np.array(["a", "b"]), exclude=np.array(["c", "c"]))
+    with pytest.raises(ValueError, match="exclude"):
+        nearest_label(np.eye(2), np.array(["a", "b"]), exclude=np.array(["c", "c"]))
 
 
 # profiles ------------------------------------------------------------------------------------------------------------
@@ -442,7 +588,9 @@ real = pytest.mark.skipif("CELLINTERP_DATA" not in os.environ, reason="CELLINTER
 
 @real
 def test_published_marks_of_the_bbbc021_profiles():
-    "1-NN mechanism accuracy, same compound excluded: 89 of 103 z-scored on DMSO, 90 of 103 with 100 whitened components."
+    """1-NN mechanism accuracy, same compound excluded: 89 of 103 z-scored on DMSO, 90 of 103 with 100 whitened
+    components.
+    """
     data = load_profiles("bbbc021_profiles")
     treated = ~data.obs.control.to_numpy()
     assert data.shape == (632, 516) and (~treated).sum() == 330
@@ -462,9 +610,16 @@ def test_the_lincs_plate():
 
 
 def test_own_tables(tmp_path):
-    pd.DataFrame(dict(Metadata_plate=["a", "a"], drug=["DMSO", "x"], f1=[1, 2], f2=[3.5, 4])).to_parquet(tmp_path / "t.parquet")
+    pd.DataFrame(dict(Metadata_plate=["a", "a"], drug=["DMSO", "x"], f1=[1, 2], f2=[3.5, 4])).to_parquet(
+        tmp_path / "t.parquet"
+    )
     data = load_profiles(tmp_path / "t.parquet", controls="drug=DMSO")
-    assert data.obs.control.tolist() == [True, False] and list(data.obs) == ["plate", "drug", "control"] and data.X.tolist() == [[1, 3.5], [2, 4]]
-    data.write_h5ad(tmp_path / "t.h5ad"); assert load_profiles(tmp_path / "t.h5ad").obs.control.tolist() == [True, False]
+    assert (
+        data.obs.control.tolist() == [True, False]
+        and list(data.obs) == ["plate", "drug", "control"]
+        and data.X.tolist() == [[1, 3.5], [2, 4]]
+    )
+    data.write_h5ad(tmp_path / "t.h5ad")
+    assert load_profiles(tmp_path / "t.h5ad").obs.control.tolist() == [True, False]
     with pytest.raises(ValueError, match="column=value"): load_profiles(tmp_path / "t.parquet", controls="dmso")
     with pytest.raises(FileNotFoundError, match="bbbc021_profiles"): load_profiles("nothing_here")

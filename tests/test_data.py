@@ -1,11 +1,16 @@
-"""Loading, checking and splitting images, on the installed package. Round trips compare with arrays made here; errors are compared with what they must name."""
+"""Loading, checking and splitting images, on the installed package. Round trips compare with arrays made here; errors
+are compared with what they must name.
+"""
 import json
 import os
 import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cellinterp.data.images import ImageSet, as_nchw, check_images, concat, guess_axes, load_images
 from cellinterp.data.masks import crops_from_masks
 from cellinterp.data.public import PUBLIC_SETS, find_set, load_data, public_sets, subsample
@@ -36,9 +41,14 @@ def test_as_nchw_puts_every_pixel_where_its_axes_say(data):
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(9, 3000), c=st.integers(1, 8), size=st.lists(st.integers(9, 300), min_size=2, max_size=3), last=st.booleans())
+@given(
+    n=st.integers(9, 3000),
+    c=st.integers(1, 8),
+    size=st.lists(st.integers(9, 300), min_size=2, max_size=3),
+    last=st.booleans(),
+)
 def test_a_stack_with_one_short_axis_is_guessed(n, c, size, last):
-    letters = "ZYX"[-len(size):]
+    letters = "ZYX"[-len(size) :]
     assert guess_axes((n, *size, c) if last else (n, c, *size)) == ("N" + letters + "C" if last else "NC" + letters)
 
 
@@ -48,9 +58,19 @@ def test_four_long_axes_are_never_guessed(shape):
     with pytest.raises(ValueError, match='ambiguous.*"NZYX"'): guess_axes(tuple(shape))
 
 
-@pytest.mark.parametrize("shape, likely", [((42, 64, 64, 64), "NZYX"), ((4, 3, 64, 64), "NCYX"), ((3, 64, 64), '"NYX" or "CYX"'), ((64, 64), "YX"), ((7, 5), "NYXC")])
+@pytest.mark.parametrize(
+    "shape, likely",
+    [
+        ((42, 64, 64, 64), "NZYX"),
+        ((4, 3, 64, 64), "NCYX"),
+        ((3, 64, 64), '"NYX" or "CYX"'),
+        ((64, 64), "YX"),
+        ((7, 5), "NYXC"),
+    ],
+)
 def test_ambiguous_axes_show_the_likely_ones(shape, likely):
-    with pytest.raises(ValueError, match="axes=") as error: load_images(np.zeros(shape))
+    with pytest.raises(ValueError, match="axes=") as error:
+        load_images(np.zeros(shape))
     assert likely in str(error.value) and str(shape) in str(error.value)
 
 
@@ -120,22 +140,51 @@ def test_good_images_pass_unchanged():
 # ---- the image set
 
 def test_subset_and_select_keep_rows_together():
-    cells = ImageSet(pixels(6, 1, 4, 4), list("abcabc"), groups=list("uvwxyz"), metadata=pd.DataFrame({"row": range(6)}), factors=pd.DataFrame({"f": np.arange(6.)}), pixel_size=.3)
+    cells = ImageSet(
+        pixels(6, 1, 4, 4),
+        list("abcabc"),
+        groups=list("uvwxyz"),
+        metadata=pd.DataFrame({"row": range(6)}),
+        factors=pd.DataFrame({"f": np.arange(6.0)}),
+        pixel_size=0.3,
+    )
     part = cells.select("c,a")
-    assert part.class_names == ["c", "a"] and part.metadata.row.tolist() == [0, 2, 3, 5] and part.factors.f.tolist() == [0, 2, 3, 5]
-    assert (part.images == cells.images[[0, 2, 3, 5]]).all() and list(part.groups) == list("uwxz") and part.pixel_size == .3
+    assert (
+        part.class_names == ["c", "a"]
+        and part.metadata.row.tolist() == [0, 2, 3, 5]
+        and part.factors.f.tolist() == [0, 2, 3, 5]
+    )
+    assert (
+        (part.images == cells.images[[0, 2, 3, 5]]).all()
+        and list(part.groups) == list("uwxz")
+        and part.pixel_size == 0.3
+    )
     again = cells.subset([5, 0])
-    assert again.metadata.row.tolist() == [5, 0] and again.metadata.index.tolist() == [0, 1] and again.class_names == list("abc")
+    assert (
+        again.metadata.row.tolist() == [5, 0]
+        and again.metadata.index.tolist() == [0, 1]
+        and again.class_names == list("abc")
+    )
     assert len(concat([part, again])) == 6
     with pytest.raises(ValueError, match="'d' came; expected some of a, b, c"): cells.select(["a", "d"])
     with pytest.raises(ValueError, match="pixel_size"): concat([cells, ImageSet(cells.images)])
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(labels=["a"]), "labels: 1 came for 6"), (dict(groups=["a"]), "groups: 1"), (dict(metadata=pd.DataFrame({"a": [1]})), "metadata: 1"),
-    (dict(labels=list("aabbcc"), class_names=["a"]), "class_names"), (dict(channels=["a", "b"]), "channels: 2 names came for 1"), (dict(pixel_size=0), "pixel_size: 0"), (dict(images=np.zeros(3)), "images")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(labels=["a"]), "labels: 1 came for 6"),
+        (dict(groups=["a"]), "groups: 1"),
+        (dict(metadata=pd.DataFrame({"a": [1]})), "metadata: 1"),
+        (dict(labels=list("aabbcc"), class_names=["a"]), "class_names"),
+        (dict(channels=["a", "b"]), "channels: 2 names came for 1"),
+        (dict(pixel_size=0), "pixel_size: 0"),
+        (dict(images=np.zeros(3)), "images"),
+    ],
+)
 def test_an_image_set_that_does_not_fit(wrong, message):
-    with pytest.raises(ValueError, match=message): ImageSet(**{"images": GOOD, **wrong})
+    with pytest.raises(ValueError, match=message):
+        ImageSet(**{"images": GOOD, **wrong})
 
 
 def test_none_and_nan_are_no_label():
@@ -171,24 +220,55 @@ def tiff(path, image, **options):
     tifffile.imwrite(f"{path}.tif", image, **options)
 
 
-@pytest.mark.parametrize("stack, save, expected", [
-    (pixels(4, 40, 48, dtype=np.uint8), png, lambda s: s[:, None]),
-    (pixels(4, 40, 48), png, lambda s: s[:, None]),                                                                     # 16 bit
-    (pixels(4, 40, 48, 3, dtype=np.uint8), png, lambda s: s.transpose(0, 3, 1, 2)),                                     # RGB: 3 channels
-    (pixels(4, 40, 48, 4, dtype=np.uint8), png, lambda s: s[..., :3].transpose(0, 3, 1, 2)),                            # opacity is left out
-    (pixels(4, 40, 48), tiff, lambda s: s[:, None]),
-    (pixels(4, 40, 48).astype(np.float32), tiff, lambda s: s[:, None]),
-    (pixels(4, 40, 48), lambda p, i: tiff(p, i, byteorder=">"), lambda s: s[:, None]),
-    (pixels(4, 3, 40, 48), lambda p, i: tiff(p, i, photometric="minisblack"), lambda s: s),                             # pages of unknown kind
-    (pixels(4, 40, 48, 3, dtype=np.uint8), lambda p, i: tiff(p, i, photometric="rgb"), lambda s: s.transpose(0, 3, 1, 2)),
-    (pixels(4, 5, 40, 48), lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="CYX")), lambda s: s),
-    (pixels(4, 12, 40, 48), lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="ZYX")), lambda s: s[:, None]),     # a stack in depth
-    (pixels(4, 12, 2, 40, 48), lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="ZCYX")), lambda s: s.transpose(0, 2, 1, 3, 4)),
-], ids=["png", "png16", "rgb", "rgba", "tiff16", "tifffloat", "bigendian", "pages", "tiffrgb", "imagej", "imagejz", "imagejzc"])
+@pytest.mark.parametrize(
+    "stack, save, expected",
+    [
+        (pixels(4, 40, 48, dtype=np.uint8), png, lambda s: s[:, None]),
+        # 16 bit
+        (pixels(4, 40, 48), png, lambda s: s[:, None]),
+        # RGB: 3 channels
+        (pixels(4, 40, 48, 3, dtype=np.uint8), png, lambda s: s.transpose(0, 3, 1, 2)),
+        # opacity is left out
+        (pixels(4, 40, 48, 4, dtype=np.uint8), png, lambda s: s[..., :3].transpose(0, 3, 1, 2)),
+        (pixels(4, 40, 48), tiff, lambda s: s[:, None]),
+        (pixels(4, 40, 48).astype(np.float32), tiff, lambda s: s[:, None]),
+        (pixels(4, 40, 48), lambda p, i: tiff(p, i, byteorder=">"), lambda s: s[:, None]),
+        # pages of unknown kind
+        (pixels(4, 3, 40, 48), lambda p, i: tiff(p, i, photometric="minisblack"), lambda s: s),
+        (
+            pixels(4, 40, 48, 3, dtype=np.uint8),
+            lambda p, i: tiff(p, i, photometric="rgb"),
+            lambda s: s.transpose(0, 3, 1, 2),
+        ),
+        (pixels(4, 5, 40, 48), lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="CYX")), lambda s: s),
+        # a stack in depth
+        (pixels(4, 12, 40, 48), lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="ZYX")), lambda s: s[:, None]),
+        (
+            pixels(4, 12, 2, 40, 48),
+            lambda p, i: tiff(p, i, imagej=True, metadata=dict(axes="ZCYX")),
+            lambda s: s.transpose(0, 2, 1, 3, 4),
+        ),
+    ],
+    ids=[
+        "png",
+        "png16",
+        "rgb",
+        "rgba",
+        "tiff16",
+        "tifffloat",
+        "bigendian",
+        "pages",
+        "tiffrgb",
+        "imagej",
+        "imagejz",
+        "imagejzc",
+    ],
+)
 def test_a_folder_comes_back_as_saved(tmp_path, stack, save, expected):
     labels = list("abab")
     cells = load_images(write_folder(tmp_path, stack, labels, save))
-    order = [0, 2, 1, 3]                                                                                                # a, a, b, b
+    # a, a, b, b
+    order = [0, 2, 1, 3]
     assert cells.images.dtype == stack.dtype and cells.images.dtype.isnative
     np.testing.assert_array_equal(cells.images, expected(stack)[order])
     assert cells.labels.tolist() == list("aabb") and cells.class_names == ["a", "b"]
@@ -202,11 +282,13 @@ def test_ome_says_axes_channels_and_pixel_size(tmp_path, unit, per):
     cells = load_images(write_folder(tmp_path, stack, "ab", lambda p, i: tiff(f"{p}.ome", i, metadata=ome)))
     np.testing.assert_array_equal(cells.images, stack)
     assert cells.pixel_size == pytest.approx(325 * per) and cells.channels == ["DNA", "actin & <x>"]
-    assert load_images(tmp_path, pixel_size=.1).pixel_size == .1                                                        # what the caller says wins
+    # what the caller says wins
+    assert load_images(tmp_path, pixel_size=.1).pixel_size == .1
 
 
 def test_imagej_says_its_pixel_size(tmp_path):
-    save = lambda p, i: tiff(p, i, imagej=True, resolution=(4, 4), metadata=dict(unit="um"))
+    def save(p, i):
+        return tiff(p, i, imagej=True, resolution=(4, 4), metadata=dict(unit="um"))
     assert load_images(write_folder(tmp_path, pixels(2, 40, 48), "ab", save)).pixel_size == pytest.approx(.25)
 
 
@@ -222,11 +304,14 @@ def test_npz_comes_back_as_saved(tmp_path):
     np.savez(tmp_path / "a.npz", images=stack, labels=list("aabbcc"), groups=list("uvuvuv"), pixel_size=.2)
     cells = load_images(tmp_path / "a.npz")
     np.testing.assert_array_equal(cells.images, stack)
-    assert cells.labels.tolist() == list("aabbcc") and cells.groups.tolist() == list("uvuvuv") and cells.pixel_size == .2
+    assert (
+        cells.labels.tolist() == list("aabbcc") and cells.groups.tolist() == list("uvuvuv") and cells.pixel_size == 0.2
+    )
     np.savez(tmp_path / "b.npz", images=stack, labels=np.array([0, 0, 1, 1, 1, 0], np.uint8), classes=["dead", "alive"])
     assert load_images(tmp_path / "b.npz").labels.tolist() == ["dead"] * 2 + ["alive"] * 3 + ["dead"]
     assert load_images(tmp_path / "b.npz").class_names == ["dead", "alive"]
-    np.savez(tmp_path / "c.npz", dead=stack[:2, 0], alive=stack[2:, 0])                                                 # one array a class
+    # one array a class
+    np.savez(tmp_path / "c.npz", dead=stack[:2, 0], alive=stack[2:, 0])
     cells = load_images(tmp_path / "c.npz")
     np.testing.assert_array_equal(cells.images[:, 0], stack[[2, 3, 4, 5, 0, 1], 0])
     assert cells.labels.tolist() == ["alive"] * 4 + ["dead"] * 2
@@ -239,12 +324,19 @@ def test_zarr_comes_back_as_saved(tmp_path, version):
     import zarr
     stack = pixels(6, 40, 48, 1)
     group = zarr.open_group(tmp_path / "classes", mode="w", zarr_format=version)
-    for k, name in enumerate(["anaphase", "metaphase"]): group.create_array(name, data=stack[3 * k:3 * k + 3])          # the lab's layout
+    # the lab's layout
+    for k, name in enumerate(["anaphase", "metaphase"]): group.create_array(name, data=stack[3 * k:3 * k + 3])
     cells = load_images(tmp_path / "classes")
     np.testing.assert_array_equal(cells.images, stack.transpose(0, 3, 1, 2))
     assert cells.labels.tolist() == ["anaphase"] * 3 + ["metaphase"] * 3
-    group = zarr.open_group(tmp_path / "pair.zarr", mode="w", zarr_format=version, attributes=dict(classes=["x", "y"], pixel_size=.4, channels=["DNA"]))
-    group.create_array("images", data=stack); group.create_array("labels", data=np.array([0, 1] * 3))
+    group = zarr.open_group(
+        tmp_path / "pair.zarr",
+        mode="w",
+        zarr_format=version,
+        attributes=dict(classes=["x", "y"], pixel_size=0.4, channels=["DNA"]),
+    )
+    group.create_array("images", data=stack)
+    group.create_array("labels", data=np.array([0, 1] * 3))
     cells = load_images(tmp_path / "pair.zarr")
     assert cells.labels.tolist() == ["x", "y"] * 3 and cells.pixel_size == .4 and cells.channels == ["DNA"]
     zarr.create_array(tmp_path / "one.zarr", data=stack[..., 0], zarr_format=version)
@@ -259,37 +351,82 @@ def test_labels_of_any_zarr_string_type(tmp_path):
     assert load_images(tmp_path / "a.zarr").labels.tolist() == list("abab")
 
 
-@pytest.mark.parametrize("codecs", [dict(filters=[dict(id="pickle", protocol=5)]), dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8"), dict(id="pickle", protocol=5)]),
-                                    dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8")], compressor=dict(id="pickle", protocol=5))])
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        dict(filters=[dict(id="pickle", protocol=5)]),
+        dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8"), dict(id="pickle", protocol=5)]),
+        dict(dtype="|O", fill_value="", filters=[dict(id="vlen-utf8")], compressor=dict(id="pickle", protocol=5)),
+    ],
+)
 def test_a_hostile_zarr_store_executes_nothing(tmp_path, codecs, monkeypatch):
     numcodecs_pickles = pytest.importorskip("numcodecs.pickles")
-    monkeypatch.setattr(numcodecs_pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)                           # as if the library let it pass
+    # as if the library let it pass
+    monkeypatch.setattr(numcodecs_pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+
     class Hostile:
-        def __reduce__(self): return (open, (str(tmp_path / "executed"), "w"))
-    array = tmp_path / "a.zarr" / "images"; array.mkdir(parents=True)
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    array = tmp_path / "a.zarr" / "images"
+    array.mkdir(parents=True)
     (tmp_path / "a.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
-    (array / ".zarray").write_text(json.dumps(dict(dict(zarr_format=2, shape=[4, 40, 40], chunks=[4, 40, 40], dtype="|u1", compressor=None, fill_value=0, order="C", filters=None), **codecs)))
+    (array / ".zarray").write_text(
+        json.dumps(
+            dict(
+                dict(
+                    zarr_format=2,
+                    shape=[4, 40, 40],
+                    chunks=[4, 40, 40],
+                    dtype="|u1",
+                    compressor=None,
+                    fill_value=0,
+                    order="C",
+                    filters=None,
+                ),
+                **codecs
+            )
+        )
+    )
     (array / "0.0.0").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(ValueError, match="pickle"): load_images(tmp_path / "a.zarr", axes="NYX")
+    with pytest.raises(ValueError, match="pickle"):
+        load_images(tmp_path / "a.zarr", axes="NYX")
     assert not (tmp_path / "executed").exists()
 
 
 def test_metadata_joins_by_file_and_by_row(tmp_path):
     folder = write_folder(tmp_path / "cells", pixels(4, 40, 48), "abab", tiff)
-    table = pd.DataFrame({"file": ["b/03.tif", "a/00.tif", "b/01.tif", "a/02.tif"], "plate": ["p1", "p1", "p2", "p2"], "well": ["005", "006", "005", "006"], "state": list("wxyz")})
+    table = pd.DataFrame(
+        {
+            "file": ["b/03.tif", "a/00.tif", "b/01.tif", "a/02.tif"],
+            "plate": ["p1", "p1", "p2", "p2"],
+            "well": ["005", "006", "005", "006"],
+            "state": list("wxyz"),
+        }
+    )
     table.to_csv(tmp_path / "t.csv", index=False)
     cells = load_images(folder, metadata=tmp_path / "t.csv", group_column=["plate", "well"], label_column="state")
-    assert cells.groups.tolist() == ["p1_006", "p2_006", "p2_005", "p1_005"] and cells.labels.tolist() == list("xzyw")  # 005 keeps its zeros
-    table.rename(columns=dict(plate="group")).to_csv(folder / "metadata.csv", index=False)                              # found by itself
+    # 005 keeps its zeros
+    assert cells.groups.tolist() == ["p1_006", "p2_006", "p2_005", "p1_005"] and cells.labels.tolist() == list("xzyw")
+    # found by itself
+    table.rename(columns=dict(plate="group")).to_csv(folder / "metadata.csv", index=False)
     assert load_images(folder).groups.tolist() == ["p1", "p2", "p2", "p1"]
-    more = pd.concat([pd.DataFrame({"file": ["0/elsewhere.tif"], "group": ["p9"]}), pd.read_csv(folder / "metadata.csv")])
-    assert load_images(folder, metadata=more).groups.tolist() == ["p1", "p2", "p2", "p1"]                               # rows of other files are left out
+    more = pd.concat(
+        [pd.DataFrame({"file": ["0/elsewhere.tif"], "group": ["p9"]}), pd.read_csv(folder / "metadata.csv")]
+    )
+    # rows of other files are left out
+    assert load_images(folder, metadata=more).groups.tolist() == ["p1", "p2", "p2", "p1"]
     np.savez(tmp_path / "a.npz", images=pixels(4, 40, 48), labels=list("abab"))
     pd.DataFrame({"group": ["001", "002", "001", "002"]}).to_csv(tmp_path / "a.csv", index=False)
     assert load_images(tmp_path / "a.npz").groups.tolist() == ["001", "002", "001", "002"]
-    flat = tmp_path / "flat"; flat.mkdir(); tiff(flat / "1", pixels(40, 48)); tiff(flat / "2", pixels(40, 48))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    tiff(flat / "1", pixels(40, 48))
+    tiff(flat / "2", pixels(40, 48))
     assert load_images(flat).labels.tolist() == ["", ""]
-    assert load_images(flat, metadata=pd.DataFrame({"file": ["2.tif", "1.tif"], "label": ["two", "one"]})).labels.tolist() == ["one", "two"]
+    assert load_images(
+        flat, metadata=pd.DataFrame({"file": ["2.tif", "1.tif"], "label": ["two", "one"]})
+    ).labels.tolist() == ["one", "two"]
 
 
 def broken(tmp_path, kind):
@@ -297,40 +434,95 @@ def broken(tmp_path, kind):
     folder = tmp_path / "cells"
     if kind in ("npz_objects", "npz_labels", "npz_text", "npz_garbage", "npz_classes"):
         path = tmp_path / "a.npz"
-        if kind == "npz_classes": np.savez(path, images=pixels(4, 40, 48), labels=[0, 1, 2, 0], classes=["dead", "alive"])
-        elif kind == "npz_garbage": path.write_bytes(b"PK\3\4 and no more")
-        else: np.savez(path, images=pixels(4, 40, 48).astype(str) if kind == "npz_text" else pixels(4, 40, 48), labels=np.array([{}] * 4) if kind == "npz_objects" else list("aab" if kind == "npz_labels" else "aabb"))
+        if kind == "npz_classes":
+            np.savez(path, images=pixels(4, 40, 48), labels=[0, 1, 2, 0], classes=["dead", "alive"])
+        elif kind == "npz_garbage":
+            path.write_bytes(b"PK\3\4 and no more")
+        else:
+            np.savez(
+                path,
+                images=pixels(4, 40, 48).astype(str) if kind == "npz_text" else pixels(4, 40, 48),
+                labels=np.array([{}] * 4) if kind == "npz_objects" else list("aab" if kind == "npz_labels" else "aabb"),
+            )
         return path, {}
-    if kind == "zarr_garbage": (tmp_path / "a.zarr").mkdir(); (tmp_path / "a.zarr/zarr.json").write_text("{"); return tmp_path / "a.zarr", {}
-    if kind == "suffix": (tmp_path / "a.czi").touch(); return tmp_path / "a.czi", {}
+    if kind == "zarr_garbage":
+        (tmp_path / "a.zarr").mkdir()
+        (tmp_path / "a.zarr/zarr.json").write_text("{")
+        return tmp_path / "a.zarr", {}
+    if kind == "suffix":
+        (tmp_path / "a.czi").touch()
+        return tmp_path / "a.czi", {}
     if kind == "missing": return tmp_path / "nowhere", {}
-    if kind == "no_images": folder.mkdir(); return folder, {}
+    if kind == "no_images":
+        folder.mkdir()
+        return folder, {}
     if kind == "pixel_sizes":
         sizes = iter([.2, .3])
-        return write_folder(folder, pixels(2, 40, 48), "ab", lambda p, i: tiff(f"{p}.ome", i, metadata=dict(axes="YX", PhysicalSizeX=next(sizes)))), {}
+        return (
+            write_folder(
+                folder,
+                pixels(2, 40, 48),
+                "ab",
+                lambda p, i: tiff(f"{p}.ome", i, metadata=dict(axes="YX", PhysicalSizeX=next(sizes))),
+            ),
+            {},
+        )
     write_folder(folder, pixels(4, 40, 48), "abab", png)
     if kind == "mixed": png(folder / "b" / "99", pixels(40, 50))
     if kind == "mixed_channels": png(folder / "b" / "99", pixels(40, 48, 3, dtype=np.uint8))
-    if kind == "truncated": f = folder / "b/03.png"; f.write_bytes(f.read_bytes()[:300])
+    if kind == "truncated":
+        f = folder / "b/03.png"
+        f.write_bytes(f.read_bytes()[:300])
     if kind == "no_png": (folder / "b/99.png").write_text("hello")
     if kind == "empty_tif": (folder / "b/99.tif").touch()
     if kind == "empty_class": (folder / "c").mkdir()
     if kind == "loose": png(folder / "99", pixels(40, 48))
-    tables = dict(rows=pd.DataFrame({"x": [1]}), unknown_file=pd.DataFrame({"file": ["a/00.png"]}), twice=pd.DataFrame({"file": ["a/00.png"] * 4}), column=pd.DataFrame({"x": range(4)}))
-    return folder, dict(metadata=tables.get(kind, tmp_path / "no.csv" if kind == "no_table" else None), group_column="well" if kind in ("column", "orphan") else None)
+    tables = dict(
+        rows=pd.DataFrame({"x": [1]}),
+        unknown_file=pd.DataFrame({"file": ["a/00.png"]}),
+        twice=pd.DataFrame({"file": ["a/00.png"] * 4}),
+        column=pd.DataFrame({"x": range(4)}),
+    )
+    return folder, dict(
+        metadata=tables.get(kind, tmp_path / "no.csv" if kind == "no_table" else None),
+        group_column="well" if kind in ("column", "orphan") else None,
+    )
 
 
-@pytest.mark.parametrize("kind, names", [
-    ("mixed", ["mixed sizes", "a/00.png", "b/99.png", "(1, 40, 48)", "(1, 40, 50)"]), ("mixed_channels", ["a/00.png", "b/99.png", "(3, 40, 48)"]),
-    ("truncated", ["cannot read b/03.png"]), ("no_png", ["cannot read b/99.png"]), ("empty_tif", ["cannot read b/99.tif"]), ("empty_class", ["no images in cells/c"]),
-    ("loose", ["99.png", "sub-folder"]), ("no_images", ["no images in cells", ".png"]), ("missing", ["does not exist", "expected a folder"]), ("suffix", ["a.czi", "expected a folder"]),
-    ("npz_objects", ["never unpickled"]), ("npz_labels", ["3 came for 4"]), ("npz_classes", ["class number 2", "2 names"]), ("pixel_sizes", ["mixed pixel sizes", "a/00.ome.tif", "0.2 µm", "0.3 µm"]), ("npz_text", ["dtype <U"]), ("npz_garbage", ["cannot read a.npz"]), ("zarr_garbage", ["cannot read a.zarr"]),
-    ("rows", ["1 rows came for 4 images"]), ("unknown_file", ["no row for a/02.png"]), ("twice", ["a/00.png has several rows"]), ("column", ["'well' came", "x"]), ("orphan", ["group_column", "well"]),
-    ("no_table", ["no.csv does not exist"])])
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("mixed", ["mixed sizes", "a/00.png", "b/99.png", "(1, 40, 48)", "(1, 40, 50)"]),
+        ("mixed_channels", ["a/00.png", "b/99.png", "(3, 40, 48)"]),
+        ("truncated", ["cannot read b/03.png"]),
+        ("no_png", ["cannot read b/99.png"]),
+        ("empty_tif", ["cannot read b/99.tif"]),
+        ("empty_class", ["no images in cells/c"]),
+        ("loose", ["99.png", "sub-folder"]),
+        ("no_images", ["no images in cells", ".png"]),
+        ("missing", ["does not exist", "expected a folder"]),
+        ("suffix", ["a.czi", "expected a folder"]),
+        ("npz_objects", ["never unpickled"]),
+        ("npz_labels", ["3 came for 4"]),
+        ("npz_classes", ["class number 2", "2 names"]),
+        ("pixel_sizes", ["mixed pixel sizes", "a/00.ome.tif", "0.2 µm", "0.3 µm"]),
+        ("npz_text", ["dtype <U"]),
+        ("npz_garbage", ["cannot read a.npz"]),
+        ("zarr_garbage", ["cannot read a.zarr"]),
+        ("rows", ["1 rows came for 4 images"]),
+        ("unknown_file", ["no row for a/02.png"]),
+        ("twice", ["a/00.png has several rows"]),
+        ("column", ["'well' came", "x"]),
+        ("orphan", ["group_column", "well"]),
+        ("no_table", ["no.csv does not exist"]),
+    ],
+)
 def test_a_broken_source_is_named(tmp_path, kind, names):
     source, options = broken(tmp_path, kind)
-    with pytest.raises((ValueError, FileNotFoundError)) as error: load_images(source, **options)
-    for name in names: assert name in str(error.value)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_images(source, **options)
+    for name in names:
+        assert name in str(error.value)
 
 
 # ---- masks
@@ -347,15 +539,24 @@ def test_masks_give_known_centroids_and_areas():
     image, masks = field()
     cells = crops_from_masks(image, masks, 16, pixel_size=.5, channels=["DNA", "actin"], source="A01")
     table = cells.metadata
-    assert table.label.tolist() == [3, 7, 10 ** 9] and table.area.tolist() == [25, 200, 9] and table.area_um2.tolist() == [6.25, 50, 2.25]
+    assert (
+        table.label.tolist() == [3, 7, 10**9]
+        and table.area.tolist() == [25, 200, 9]
+        and table.area_um2.tolist() == [6.25, 50, 2.25]
+    )
     assert table.centroid_y.tolist() == [32, 14.5, 58] and table.centroid_x.tolist() == [62, 39.5, 1]
     assert table.touches_edge.tolist() == [False, False, True] and table.padded.tolist() == [False, False, True]
-    assert set(table.source) == set(cells.groups) == {"A01"} and cells.pixel_size == .5 and cells.channels == ["DNA", "actin"]
+    assert (
+        set(table.source) == set(cells.groups) == {"A01"}
+        and cells.pixel_size == 0.5
+        and cells.channels == ["DNA", "actin"]
+    )
     np.testing.assert_array_equal(cells.images[0], image[:, 24:40, 54:70])
     np.testing.assert_array_equal(cells.images[1], image[:, 7:23, 32:48])
     wide = np.pad(image, [(0, 0), (16, 16), (16, 16)], mode="reflect")
     np.testing.assert_array_equal(cells.images[2], wide[:, 66:82, 9:25])
-    np.testing.assert_array_equal(crops_from_masks(image.transpose(1, 2, 0), masks, 16).images, cells.images)           # channels last
+    # channels last
+    np.testing.assert_array_equal(crops_from_masks(image.transpose(1, 2, 0), masks, 16).images, cells.images)
 
 
 @settings(max_examples=30, deadline=None)
@@ -368,26 +569,46 @@ def test_any_window_is_the_reflected_field(h, w, size, data):
     image = RANDOM.integers(0, 255, (h, w), dtype=np.uint8)
     wide = np.pad(image, size, mode="reflect")
     corner = y + size - size // 2, x + size - size // 2
-    np.testing.assert_array_equal(crops_from_masks(image, masks, size).images[0, 0], wide[corner[0]:corner[0] + size, corner[1]:corner[1] + size])
+    np.testing.assert_array_equal(
+        crops_from_masks(image, masks, size).images[0, 0],
+        wide[corner[0] : corner[0] + size, corner[1] : corner[1] + size],
+    )
 
 
 def test_masks_of_volumes_and_of_several_fields():
-    masks = np.zeros((12, 20, 20), np.int32); masks[4:6, 8:12, 8:12] = 1
+    masks = np.zeros((12, 20, 20), np.int32)
+    masks[4:6, 8:12, 8:12] = 1
     volume = pixels(12, 20, 20)
     cells = crops_from_masks(volume, masks, 8, pixel_size=.5)
-    assert cells.images.shape == (1, 1, 8, 8, 8) and cells.metadata.volume_um3[0] == 4 and cells.metadata.centroid_z[0] == 4.5
+    assert (
+        cells.images.shape == (1, 1, 8, 8, 8)
+        and cells.metadata.volume_um3[0] == 4
+        and cells.metadata.centroid_z[0] == 4.5
+    )
     np.testing.assert_array_equal(cells.images[0, 0], volume[1:9, 6:14, 6:14])
     image, masks = field()
     cells = crops_from_masks([image, image], [masks, masks], 16, source=["A01", "A02"])
     assert cells.groups.tolist() == ["A01"] * 3 + ["A02"] * 3 and cells.metadata.index.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda i, m: (i, m * 0, 16), "labels: no object"), (lambda i, m: (i, m / 1, 16), "labels: dtype float64"), (lambda i, m: (i, m > 0, 16), "labels: dtype bool"), (lambda i, m: (i[:, :9], m, 16), "image: shape"),
-    (lambda i, m: (i, -m, 16), "labels: -"), (lambda i, m: (i, m, 0), "size: 0"), (lambda i, m: (i, m, 7.5), "size: 7.5"), (lambda i, m: (i, m[0], 16), "labels: an array of shape"),
-    (lambda i, m: ([i, i], [m], 16), "2 images, 1 label images"), (lambda i, m: (np.repeat(i, 5, 0), m, 16), "10 channels")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda i, m: (i, m * 0, 16), "labels: no object"),
+        (lambda i, m: (i, m / 1, 16), "labels: dtype float64"),
+        (lambda i, m: (i, m > 0, 16), "labels: dtype bool"),
+        (lambda i, m: (i[:, :9], m, 16), "image: shape"),
+        (lambda i, m: (i, -m, 16), "labels: -"),
+        (lambda i, m: (i, m, 0), "size: 0"),
+        (lambda i, m: (i, m, 7.5), "size: 7.5"),
+        (lambda i, m: (i, m[0], 16), "labels: an array of shape"),
+        (lambda i, m: ([i, i], [m], 16), "2 images, 1 label images"),
+        (lambda i, m: (np.repeat(i, 5, 0), m, 16), "10 channels"),
+    ],
+)
 def test_masks_that_do_not_fit(change, message):
-    with pytest.raises(ValueError, match=message): crops_from_masks(*change(*field()))
+    with pytest.raises(ValueError, match=message):
+        crops_from_masks(*change(*field()))
 
 
 # ---- splits
@@ -397,7 +618,8 @@ def labelled(draw):
     random = np.random.default_rng(draw(st.integers(0, 2 ** 20)))
     groups = np.concatenate([np.repeat(g, random.integers(2, 9)) for g in range(n_groups)])
     labels = random.choice(["a", "b", "c"], len(groups), p=[.5, .3, .2])
-    for k, c in enumerate("abc"): labels[np.flatnonzero(np.diff(groups, prepend=-1))[k::3]] = c                          # each class in at least four groups
+    # each class in at least four groups
+    for k, c in enumerate("abc"): labels[np.flatnonzero(np.diff(groups, prepend=-1))[k::3]] = c
     return labels, groups
 
 
@@ -415,7 +637,9 @@ def test_groups_never_straddle_a_split(data, seed):
 
 
 def test_folds_change_with_the_seed_and_are_about_as_even_as_those_of_scikit_learn():
-    "Wells of many sizes and mixtures, for which scikit-learn's seed changes next to nothing; without groups the folds are scikit-learn's."
+    """Wells of many sizes and mixtures, for which scikit-learn's seed changes next to nothing; without groups the folds
+    are scikit-learn's.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
     random = np.random.default_rng(0)
     sizes = random.integers(3, 60, 50)
@@ -423,14 +647,21 @@ def test_folds_change_with_the_seed_and_are_about_as_even_as_those_of_scikit_lea
     labels = np.concatenate([random.choice(list("abc"), n, p=random.dirichlet([2, 1, .5])) for n in sizes])
     total = np.array([(labels == c).sum() for c in "abc"])
     def uneven(parts): return np.std([[(labels[b] == c).sum() for c in "abc"] / total for _, b in parts], axis=0).sum()
-    partition = lambda parts: frozenset(frozenset(groups[b]) for _, b in parts)
+    def partition(parts):
+        return frozenset(frozenset(groups[b]) for _, b in parts)
     ours = [folds(labels, groups, seed=s) for s in range(6)]
-    theirs = [list(StratifiedGroupKFold(5, shuffle=True, random_state=s).split(labels, labels, groups)) for s in range(6)]
+    theirs = [
+        list(StratifiedGroupKFold(5, shuffle=True, random_state=s).split(labels, labels, groups)) for s in range(6)
+    ]
     assert len({partition(p) for p in ours}) == 6 > len({partition(p) for p in theirs})
     assert np.mean([uneven(p) for p in ours]) < 2 * np.mean([uneven(p) for p in theirs])
     assert partition(ours[3]) == partition(folds(labels, groups, seed=3))
-    for (a, b), (c, d) in zip(folds(labels, seed=3), StratifiedGroupKFold(5, shuffle=True, random_state=3).split(labels, labels, np.arange(len(labels)))):
-        np.testing.assert_array_equal(a, c); np.testing.assert_array_equal(b, d)
+    for (a, b), (c, d) in zip(
+        folds(labels, seed=3),
+        StratifiedGroupKFold(5, shuffle=True, random_state=3).split(labels, labels, np.arange(len(labels))),
+    ):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
 
 
 def test_split_holds_out_the_fraction_of_every_class():
@@ -446,44 +677,67 @@ def test_split_holds_out_the_fraction_of_every_class():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 8), st.integers(1, 5), st.integers(2, 12), st.randoms(use_true_random=False))
 def test_wells_of_one_size_change_places_whole(n_wells, size, n_tries, random):
-    "In whatever order the cells come, a well's cells read the same labels as some well's did, in order; every label stays as often as it was."
-    wells = np.repeat(np.arange(n_wells), size).tolist(); random.shuffle(wells); wells = np.array(wells)
+    """In whatever order the cells come, a well's cells read the same labels as some well's did, in order; every label
+    stays as often as it was.
+    """
+    wells = np.repeat(np.arange(n_wells), size).tolist()
+    random.shuffle(wells)
+    wells = np.array(wells)
     labels = np.array(["a", "b"] + [random.choice("abc") for _ in range(n_wells * size - 2)])
-    of = lambda values: sorted("".join(values[wells == w]) for w in range(n_wells))
+    def of(values):
+        return sorted("".join(values[wells == w]) for w in range(n_wells))
     moved = [permuted_by_group(labels, wells, seed) for seed in range(n_tries)]
     for m in moved: assert of(m) == of(labels)
     np.testing.assert_array_equal(moved[0], permuted_by_group(labels, wells, 0))
 
 
 def test_permuted_by_group_is_right_by_chance_and_keeps_wells_together():
-    "Pure wells of many sizes: a cell keeps its label as often as two cells share one; a well's cells stay alike, which they do not without groups."
+    """Pure wells of many sizes: a cell keeps its label as often as two cells share one; a well's cells stay alike,
+    which they do not without groups.
+    """
     random = np.random.default_rng(0)
-    wells = np.repeat(np.arange(40), random.integers(10, 30, 40)); labels = np.array(list("abcde"))[wells % 5]
+    wells = np.repeat(np.arange(40), random.integers(10, 30, 40))
+    labels = np.array(list("abcde"))[wells % 5]
     moved = [permuted_by_group(labels, wells, s) for s in range(300)]
     kept = np.array([np.mean(m == labels) for m in moved])
     share = np.bincount(wells % 5) / len(wells)
-    assert abs(kept.mean() - np.square(share).sum()) < 4 * kept.std() / np.sqrt(len(kept)) + 1 / 40            # a well stays where it is once in 40
-    alike = lambda m: np.mean(m[1:] == m[:-1])
+    # a well stays where it is once in 40
+    assert abs(kept.mean() - np.square(share).sum()) < 4 * kept.std() / np.sqrt(len(kept)) + 1 / 40
+    def alike(m):
+        return np.mean(m[1:] == m[:-1])
     assert min(map(alike, moved)) > .9 > .5 > alike(permuted_by_group(labels, None, 0))
     for m in moved[:5]: assert sorted(m) == sorted(labels)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: folds(["a"] * 10), "labels: a single class, 'a'"), (lambda: split(["a"] * 10), "labels: a single class, 'a'"), (lambda: folds([]), "no labels"),
-    (lambda: folds(["a"] * 10 + ["b"] * 4), "labels: class 'b' came in 4 samples; expected at least 5"),
-    (lambda: folds(["a", "b"] * 10, np.arange(20) // 5), "groups: class 'a' came in 4 groups; expected at least 5"),
-    (lambda: folds(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"), (lambda: folds(["a", "b"] * 10, n_splits=1), "n_splits: 1"),
-    (lambda: split(["a", "b"] * 10, fraction=1.5), "fraction: 1.5"), (lambda: split(["a", "b"] * 10, ["w"] * 20), "class 'a' came in 1 groups"), (lambda: permuted_by_group(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"),
-    (lambda: permuted_by_group(["a"] * 4, [1, 1, 2, 2]), "labels: a single class")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: folds(["a"] * 10), "labels: a single class, 'a'"),
+        (lambda: split(["a"] * 10), "labels: a single class, 'a'"),
+        (lambda: folds([]), "no labels"),
+        (lambda: folds(["a"] * 10 + ["b"] * 4), "labels: class 'b' came in 4 samples; expected at least 5"),
+        (lambda: folds(["a", "b"] * 10, np.arange(20) // 5), "groups: class 'a' came in 4 groups; expected at least 5"),
+        (lambda: folds(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"),
+        (lambda: folds(["a", "b"] * 10, n_splits=1), "n_splits: 1"),
+        (lambda: split(["a", "b"] * 10, fraction=1.5), "fraction: 1.5"),
+        (lambda: split(["a", "b"] * 10, ["w"] * 20), "class 'a' came in 1 groups"),
+        (lambda: permuted_by_group(["a", "b"] * 10, [1, 2]), "groups: 2 came for 20 labels"),
+        (lambda: permuted_by_group(["a"] * 4, [1, 1, 2, 2]), "labels: a single class"),
+    ],
+)
 def test_splits_that_cannot_be(call, message):
-    with pytest.raises(ValueError, match=message): call()
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # ---- public sets
 
 def test_every_public_set_says_licence_citation_and_how():
     table = public_sets()
-    assert list(table.columns[:6]) == ["name", "kind", "what", "licence", "citation", "how"] and len(table) == len(PUBLIC_SETS) == 6
+    assert (
+        list(table.columns[:6]) == ["name", "kind", "what", "licence", "citation", "how"]
+        and len(table) == len(PUBLIC_SETS) == 6
+    )
     assert table.drop(columns="found").map(lambda v: isinstance(v, str) and len(v) > 3).all(axis=None)
     assert table.how.str.startswith("by hand").all() and table.how.str.contains("[0-9a-f]{40}").all()
 
@@ -491,11 +745,13 @@ def test_every_public_set_says_licence_citation_and_how():
 def test_a_set_that_is_not_here_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CELLINTERP_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="mitocheck_cells was not found.*by hand.*images.npz.*CELLINTERP_DATA"): load_data("mitocheck_cells")
+    with pytest.raises(FileNotFoundError, match="mitocheck_cells was not found.*by hand.*images.npz.*CELLINTERP_DATA"):
+        load_data("mitocheck_cells")
     monkeypatch.delenv("CELLINTERP_DATA")
     with pytest.raises(FileNotFoundError, match="CELLINTERP_DATA is not set"): find_set("mitocheck_cells")
     with pytest.raises(ValueError, match="expected one of mitocheck_cells"): find_set("mitochek")
-    with pytest.raises(FileNotFoundError, match="'mitochek' came; expected one of simulated_nuclei, mitocheck_cells"): load_data("mitochek")
+    with pytest.raises(FileNotFoundError, match="'mitochek' came; expected one of simulated_nuclei, mitocheck_cells"):
+        load_data("mitochek")
 
 
 def test_load_data_reads_paths_classes_and_groups(tmp_path):
@@ -504,8 +760,10 @@ def test_load_data_reads_paths_classes_and_groups(tmp_path):
     cells = load_data(tmp_path / "a.npz", classes="two", groups="plate,well", n=4)
     assert cells.class_names == ["Two"] and len(cells) == 4 and set(cells.groups) <= {"p2_B", "p2_D"}
     assert load_data(str(tmp_path / "a.npz"), groups="none").groups is None
-    with pytest.raises(ValueError, match="'three' came; expected some of Two, one"): load_data(tmp_path / "a.npz", classes=["three"])
-    with pytest.raises(ValueError, match="groups: dish came; expected columns of the metadata: plate, well"): load_data(tmp_path / "a.npz", groups="dish")
+    with pytest.raises(ValueError, match="'three' came; expected some of Two, one"):
+        load_data(tmp_path / "a.npz", classes=["three"])
+    with pytest.raises(ValueError, match="groups: dish came; expected columns of the metadata: plate, well"):
+        load_data(tmp_path / "a.npz", groups="dish")
     with pytest.raises(ValueError, match="n: 0"): load_data(tmp_path / "a.npz", n=0)
 
 
@@ -513,7 +771,10 @@ def test_load_data_simulates():
     cells = load_data("simulated_nuclei", n=25, seed=1, size=32)
     assert cells.images.shape == (25, 1, 32, 32) and cells.factors is not None and len(cells.class_names) == 5
     np.testing.assert_array_equal(cells.images, load_data("simulated_nuclei", n=25, seed=1, size=32).images)
-    assert load_data("simulated_nuclei", classes="anaphase, metaphase", n=10, size=32).class_names == ["anaphase", "metaphase"]
+    assert load_data("simulated_nuclei", classes="anaphase, metaphase", n=10, size=32).class_names == [
+        "anaphase",
+        "metaphase",
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -528,7 +789,8 @@ def test_a_subsample_keeps_every_class_and_its_share(counts, fraction, seed):
 
 
 def real(name):
-    if not os.environ.get("CELLINTERP_DATA"): pytest.skip("CELLINTERP_DATA is unset: the real sets are not on this machine")
+    if not os.environ.get("CELLINTERP_DATA"):
+        pytest.skip("CELLINTERP_DATA is unset: the real sets are not on this machine")
     try: return find_set(name)
     except FileNotFoundError: pytest.skip(f"{name} is not in the folder that CELLINTERP_DATA names")
 
@@ -538,16 +800,31 @@ def test_mitocheck_cells():
     cells = load_data("mitocheck_cells")
     assert cells.images.shape == (1232, 1, 64, 64) and cells.images.dtype == np.uint8 and cells.pixel_size is None
     assert cells.class_names == ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
-    assert [(cells.labels == c).sum() for c in cells.class_names] == [420, 345, 74, 85, 308]                             # SOURCE.md
-    assert (cells.metadata.plate + "_" + cells.metadata.well == cells.groups).all() and cells.metadata.well.str.len().eq(3).all()
+    # SOURCE.md
+    assert [(cells.labels == c).sum() for c in cells.class_names] == [420, 345, 74, 85, 308]
+    assert (
+        cells.metadata.plate + "_" + cells.metadata.well == cells.groups
+    ).all() and cells.metadata.well.str.len().eq(3).all()
     every = load_data("mitocheck_cells", classes="all")
-    assert len(every) == 3277 and len(every.class_names) == 16 and len(set(every.groups)) == 77 and "Neumann" in every.attribution
+    assert (
+        len(every) == 3277
+        and len(every.class_names) == 16
+        and len(set(every.groups)) == 77
+        and "Neumann" in every.attribution
+    )
     assert load_data("mitocheck_cells", classes="Metaphase, anaphase", n=50).class_names == ["metaphase", "anaphase"]
     for train, test in folds(cells.labels, cells.groups):
         assert not set(cells.groups[train]) & set(cells.groups[test]) and len(set(cells.labels[test])) == 5
 
 
-@pytest.mark.parametrize("name, shape, classes", [("affinity_alphanum", (132, 1, 64, 64), 12), ("affinity_subtomo", (42, 1, 64, 64, 64), 6), ("shrec_densities", (11, 1, 48, 48, 48), 11)])
+@pytest.mark.parametrize(
+    "name, shape, classes",
+    [
+        ("affinity_alphanum", (132, 1, 64, 64), 12),
+        ("affinity_subtomo", (42, 1, 64, 64, 64), 6),
+        ("shrec_densities", (11, 1, 48, 48, 48), 11),
+    ],
+)
 def test_the_other_sets_of_images(name, shape, classes):
     real(name)
     cells = load_data(name, size=48)
@@ -560,7 +837,8 @@ def test_density_maps_stay_in_the_middle(size):
     real("shrec_densities")
     from scipy.ndimage import center_of_mass
     for volume in load_data("shrec_densities", size=size).images[:, 0].clip(0):
-        assert np.abs(np.array(center_of_mass(volume)) - (size - 1) / 2).max() < 2.5                                    # voxels
+        # voxels
+        assert np.abs(np.array(center_of_mass(volume)) - (size - 1) / 2).max() < 2.5
 
 
 def test_density_boxes_are_no_smaller_than_models_take():

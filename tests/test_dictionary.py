@@ -1,4 +1,6 @@
-"""Reading rows, pursuit, ICFL and the sparse autoencoders: against slow references, peers' defects, faults and bad input."""
+"""Reading rows, pursuit, ICFL and the sparse autoencoders: against slow references, peers' defects, faults and bad
+input.
+"""
 import json
 import os
 import subprocess
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.linear_model import orthogonal_mp
 from sklearn.pipeline import make_pipeline
@@ -26,7 +29,8 @@ ALL = [ICFL, TopKSAE, BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE]
 
 def planted(n=3000, d=32, M=64, k=3, noise=.02, seed=0):
     rng = np.random.default_rng(seed)
-    truth = rng.normal(size=(M, d)); truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    truth = rng.normal(size=(M, d))
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
     picked = rng.random((n, M)).argsort(1)[:, :k]
     X = (rng.gamma(4, .25, (n, k))[:, :, None] * truth[picked]).sum(1) + noise * rng.normal(size=(n, d))
     return X.astype(np.float32), truth
@@ -38,18 +42,42 @@ def data(): return planted()
 
 # ---- reading
 def every_source(X, folder):
-    import anndata, pandas as pd, zarr
+    import anndata
+    import pandas as pd
+    import zarr
     frame = pd.DataFrame(X, columns=[f"f{j}" for j in range(X.shape[1])])
     np.save(folder / "x.npy", X)
     sparse.save_npz(folder / "x.npz", sparse.csr_array(X))
     frame.to_parquet(folder / "x.parquet", row_group_size=37)
-    z = zarr.create_array(str(folder / "x.zarr"), shape=X.shape, dtype=X.dtype, chunks=(41, X.shape[1])); z[:] = X
-    data = anndata.AnnData(frame.set_index(frame.index.astype(str)), obsm={"emb": X + 1}, layers={"raw": sparse.csr_matrix(X)})
-    data.write_h5ad(folder / "x.h5ad"); data.write_zarr(folder / "whole.zarr")
-    yield from [(X, None, 0), (np.load(folder / "x.npy", mmap_mode="r"), None, 0), (folder / "x.npy", None, 0), (str(folder / "x.npz"), None, 0), (folder / "x.parquet", None, 0),
-                (folder / "x.zarr", None, 0), (z, None, 0), (sparse.csr_array(X), None, 0), (torch.from_numpy(X), None, 0), (frame, None, 0), (X.tolist(), None, 0),
-                (data, None, 0), (data, "emb", 1), (data, "raw", 0), (folder / "x.h5ad", None, 0), (folder / "x.h5ad", "emb", 1), (folder / "x.h5ad", "raw", 0),
-                (folder / "whole.zarr", None, 0), (folder / "whole.zarr", "emb", 1), (folder / "whole.zarr", "raw", 0)]
+    z = zarr.create_array(str(folder / "x.zarr"), shape=X.shape, dtype=X.dtype, chunks=(41, X.shape[1]))
+    z[:] = X
+    data = anndata.AnnData(
+        frame.set_index(frame.index.astype(str)), obsm={"emb": X + 1}, layers={"raw": sparse.csr_matrix(X)}
+    )
+    data.write_h5ad(folder / "x.h5ad")
+    data.write_zarr(folder / "whole.zarr")
+    yield from [
+        (X, None, 0),
+        (np.load(folder / "x.npy", mmap_mode="r"), None, 0),
+        (folder / "x.npy", None, 0),
+        (str(folder / "x.npz"), None, 0),
+        (folder / "x.parquet", None, 0),
+        (folder / "x.zarr", None, 0),
+        (z, None, 0),
+        (sparse.csr_array(X), None, 0),
+        (torch.from_numpy(X), None, 0),
+        (frame, None, 0),
+        (X.tolist(), None, 0),
+        (data, None, 0),
+        (data, "emb", 1),
+        (data, "raw", 0),
+        (folder / "x.h5ad", None, 0),
+        (folder / "x.h5ad", "emb", 1),
+        (folder / "x.h5ad", "raw", 0),
+        (folder / "whole.zarr", None, 0),
+        (folder / "whole.zarr", "emb", 1),
+        (folder / "whole.zarr", "raw", 0),
+    ]
 
 
 def test_every_source_reads_the_same_rows(tmp_path):
@@ -59,14 +87,21 @@ def test_every_source_reads_the_same_rows(tmp_path):
         assert rows.shape == (150, 5)
         np.testing.assert_allclose(rows.read(30, 120), X[30:120] + plus, atol=1e-6, err_msg=f"{source!r:.60} {key}")
         np.testing.assert_allclose(np.concatenate([b for _, b in rows.blocks(64)]), X + plus, atol=1e-6)
-    assert open_rows(tmp_path / "x.parquet").columns == open_rows(tmp_path / "x.h5ad").columns == [f"f{j}" for j in range(5)]
+    assert (
+        open_rows(tmp_path / "x.parquet").columns
+        == open_rows(tmp_path / "x.h5ad").columns
+        == [f"f{j}" for j in range(5)]
+    )
 
 
 def test_what_cannot_be_read_is_refused_by_name(tmp_path):
-    import anndata, pandas as pd
+    import anndata
+    import pandas as pd
     pd.DataFrame({"well": ["A1", "A2"], "x": [1., 2.]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"t\.parquet has columns that are not numbers: \['well'\]"): open_rows(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"not numbers: \['well'\]"): open_rows(pd.DataFrame({"well": ["A1"], "x": [1.]}))
+    with pytest.raises(ValueError, match=r"t\.parquet has columns that are not numbers: \['well'\]"):
+        open_rows(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"not numbers: \['well'\]"):
+        open_rows(pd.DataFrame({"well": ["A1"], "x": [1.0]}))
     data = anndata.AnnData(np.ones((3, 2), np.float32), obsm={"emb": np.ones((3, 4))})
     data.write_h5ad(tmp_path / "a.h5ad")
     for source in data, tmp_path / "a.h5ad":
@@ -78,39 +113,65 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="key='emb' is for AnnData"): open_rows(np.ones((3, 2)), "emb")
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match="cannot read rows from 'x.csv'"): open_rows(tmp_path / "x.csv")
-    X = np.ones((9, 2), np.float32); X[7, 1] = np.nan
+    X = np.ones((9, 2), np.float32)
+    X[7, 1] = np.nan
     np.save(tmp_path / "nan.npy", X)
     for source in X, tmp_path / "nan.npy":
         with pytest.raises(ValueError, match="row 7, column 1"): open_rows(source).read(5, 9)
-    for dtype in (np.float16, np.int8, np.uint16, np.int64, bool): assert open_rows(np.ones((2, 2), dtype)).read(0, 2).dtype == np.float32
+    for dtype in (np.float16, np.int8, np.uint16, np.int64, bool):
+        assert open_rows(np.ones((2, 2), dtype)).read(0, 2).dtype == np.float32
     assert open_rows(np.ones((2, 2))).read(0, 2).dtype == np.float64
     large = np.full((4, 3), 3e38, np.float32)                                        # a sum that overflows is no NaN
     assert np.array_equal(open_rows(large).read(0, 4), large)
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(8, 400), batch=st.integers(1, 50), grain=st.sampled_from([1, 7, 64]), buffer_rows=st.integers(1, 200), world=st.integers(1, 2), start=st.integers(0, 30))
+@given(
+    n=st.integers(8, 400),
+    batch=st.integers(1, 50),
+    grain=st.sampled_from([1, 7, 64]),
+    buffer_rows=st.integers(1, 200),
+    world=st.integers(1, 2),
+    start=st.integers(0, 30),
+)
 def test_the_stream_shuffles_without_loss_and_resumes_anywhere(n, batch, grain, buffer_rows, world, start):
     X = np.arange(n, dtype=np.float32)[:, None]
-    source = open_rows(X); source.array, source.grain = None, grain                   # through the buffer, as from a file
-    def stream(start=0, rank=0): return shuffled_batches(source, batch * world, 5, start=start, rank=rank, world=world, buffer_bytes=4 * buffer_rows, resident_bytes=0)
+    # through the buffer, as from a file
+    source = open_rows(X)
+    source.array, source.grain = None, grain
+
+    def stream(start=0, rank=0):
+        return shuffled_batches(
+            source,
+            batch * world,
+            5,
+            start=start,
+            rank=rank,
+            world=world,
+            buffer_bytes=4 * buffer_rows,
+            resident_bytes=0,
+        )
+
     whole = [stream(rank=r) for r in range(world)]
     steps = [[next(s)[:, 0].numpy() for _ in range(start + 3)] for s in whole]
     for rank in range(world):
         late = stream(start, rank)
-        for t in range(start, start + 3): np.testing.assert_array_equal(next(late)[:, 0].numpy(), steps[rank][t])
+        for t in range(start, start + 3):
+            np.testing.assert_array_equal(next(late)[:, 0].numpy(), steps[rank][t])
     first = np.concatenate([steps[rank][0] for rank in range(world)])
-    assert len(np.unique(first)) == len(first)                                        # processes share no row within a step
+    # processes share no row within a step
+    assert len(np.unique(first)) == len(first)
     per_epoch = max(1, n // len(steps[0][0]))
     if world == 1:
         epoch = np.concatenate(steps[0][:per_epoch])
-        assert len(np.unique(epoch)) == len(epoch)                                    # no row twice in an epoch
+        assert len(np.unique(epoch)) == len(epoch)  # no row twice in an epoch
 
 
 def test_an_epoch_through_the_buffer_is_well_mixed():
     "Neighbours in the file end up no nearer than chance: mean distance of successive rows within 10 % of n/3."
     n = 20_000
-    source = open_rows(np.arange(n, dtype=np.float32)[:, None]); source.array = None
+    source = open_rows(np.arange(n, dtype=np.float32)[:, None])
+    source.array = None
     stream = shuffled_batches(source, 1000, 0, buffer_bytes=4 * n // 4, resident_bytes=0)
     rows = np.concatenate([next(stream)[:, 0].numpy() for _ in range(20)])
     assert abs(np.abs(np.diff(rows)).mean() / (n / 3) - 1) < .1
@@ -134,7 +195,8 @@ def test_a_memory_map_is_streamed_in_constant_memory(tmp_path):
     "256 MB pass through two buffers of 8 MB; peak memory grows by less than 80 MB."
     out = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(250_000, 256))
     for lo in range(0, 250_000, 25_000): out[lo:lo + 25_000] = 1
-    out.flush(); del out
+    out.flush()
+    del out
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "x.npy")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 80, done.stdout
@@ -142,22 +204,33 @@ def test_a_memory_map_is_streamed_in_constant_memory(tmp_path):
 
 # ---- pursuit
 @settings(max_examples=60, deadline=None)
-@given(M=st.integers(2, 150), d=st.integers(2, 20), K=st.integers(1, 9), L=st.integers(1, 4), selection=st.sampled_from(["signed", "absolute", "nonnegative"]),
-       refit=st.sampled_from(["all", "new"]), engine=st.sampled_from(["numba", "torch"]), seed=st.integers(0, 10_000))
+@given(
+    M=st.integers(2, 150),
+    d=st.integers(2, 20),
+    K=st.integers(1, 9),
+    L=st.integers(1, 4),
+    selection=st.sampled_from(["signed", "absolute", "nonnegative"]),
+    refit=st.sampled_from(["all", "new"]),
+    engine=st.sampled_from(["numba", "torch"]),
+    seed=st.integers(0, 10_000),
+)
 def test_pursuit_is_its_definition(M, d, K, L, selection, refit, engine, seed):
     rng = np.random.default_rng(seed)
-    W = rng.normal(size=(M, d)); W /= np.linalg.norm(W, axis=1, keepdims=True)
+    W = rng.normal(size=(M, d))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
     X, K = rng.normal(size=(4, d)), min(K, M, d)
     want = omp_reference(X, W, K, L, selection=selection, refit=refit, ridge=1e-4)
     got = to_csr(*omp(X, W, K, L, selection=selection, refit=refit, ridge=1e-4, engine=engine), M).toarray()
     error, best = (np.square(X - z @ W).sum(1) for z in (got, want))
     same = np.abs(got - want).max(1) < 1e-5
-    assert (same | (np.abs(error - best) < 1e-5)).all(), (got - want)                 # a tie may be broken the other way
+    # a tie may be broken the other way
+    assert (same | (np.abs(error - best) < 1e-5)).all(), got - want
 
 
 def test_plain_omp_is_scikit_learns():
     rng = np.random.default_rng(1)
-    W = rng.normal(size=(100, 40)); W /= np.linalg.norm(W, axis=1, keepdims=True)
+    W = rng.normal(size=(100, 40))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
     X = rng.normal(size=(30, 40))
     want = orthogonal_mp(W.T, X.T, n_nonzero_coefs=6).T
     got = to_csr(*omp(X, W, 6, selection="absolute", ridge=0), 100).toarray()
@@ -182,8 +255,10 @@ def test_engines_agree_in_float32_and_with_threads():
         assert ((a - b).norm(dim=1) < 1e-3).float().mean() > .98                      # rounding may break a near tie
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2); two = omp(X, W, 10, 5)[1]
-        torch.set_num_threads(1); assert torch.equal(two, omp(X, W, 10, 5)[1])
+        torch.set_num_threads(2)
+        two = omp(X, W, 10, 5)[1]
+        torch.set_num_threads(1)
+        assert torch.equal(two, omp(X, W, 10, 5)[1])
     finally: torch.set_num_threads(before)
 
 
@@ -191,7 +266,9 @@ def test_scores_made_some_rows_at_a_time_give_the_same_codes():
     torch.manual_seed(0)
     W, X = F.normalize(torch.randn(8192, 24), dim=1), torch.randn(1500, 24)           # 1,024 rows at a time
     asked = []
-    def product(x, w): asked.append(len(x)); return x @ w.T
+    def product(x, w):
+        asked.append(len(x))
+        return x @ w.T
     (i, v), (j, w) = omp(X, W, 6, 2, product=product), omp(None, None, 6, 2, gram=W @ W.T, scores=X @ W.T)
     assert asked == [1024, 476] and i.shape == j.shape == (1500, 6)
     assert ((decode(i, v, W) - decode(j, w, W)).norm(dim=1) < 1e-3).float().mean() > .98
@@ -205,14 +282,24 @@ def test_gram_by_halves_and_sparse_products():
     Z = torch.zeros(50, 2100).scatter_add_(1, index, value)
     torch.testing.assert_close(decode(index, value, W), Z @ W)
     torch.testing.assert_close(scatter(index, value, R, 2100), Z.T @ R)
-    kept = value.clone(); to_csr(index, value, 2100); assert torch.equal(kept, value)  # the caller's values are left alone
+    # the caller's values are left alone
+    kept = value.clone()
+    to_csr(index, value, 2100)
+    assert torch.equal(kept, value)
 
 
 def test_pursuit_refuses_what_does_not_fit():
     W, X = np.eye(4), np.ones((2, 4))
-    for bad, message in [(dict(n_nonzero=5), "n_nonzero"), (dict(n_nonzero=0), "n_nonzero"), (dict(n_nonzero=1, selection="best"), "selection"), (dict(n_nonzero=1, refit="none"), "refit"),
-                         (dict(n_nonzero=1, atoms_per_round=0), "atoms_per_round"), (dict(n_nonzero=1, engine="gpu"), "engine")]:
-        with pytest.raises(ValueError, match=message): omp(X, W, **bad)
+    for bad, message in [
+        (dict(n_nonzero=5), "n_nonzero"),
+        (dict(n_nonzero=0), "n_nonzero"),
+        (dict(n_nonzero=1, selection="best"), "selection"),
+        (dict(n_nonzero=1, refit="none"), "refit"),
+        (dict(n_nonzero=1, atoms_per_round=0), "atoms_per_round"),
+        (dict(n_nonzero=1, engine="gpu"), "engine"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            omp(X, W, **bad)
     with pytest.raises(ValueError, match="X must have the shape"): omp(np.ones((2, 3)), W, 1)
 
 
@@ -231,7 +318,9 @@ def test_icfl_finds_the_planted_atoms(data):
 def test_the_gradient_is_that_of_the_loss(data):
     "One step of Adam with the tangent gradient, codes held constant, against autograd."
     X, _ = data
-    model = ICFL(64, 3, train_rounds=2, max_steps=0, random_state=0, revive_every=None, reset_every=None, batch_size=100).fit(X)
+    model = ICFL(
+        64, 3, train_rounds=2, max_steps=0, random_state=0, revive_every=None, reset_every=None, batch_size=100
+    ).fit(X)
     module = model.module_
     x = module.centred(torch.from_numpy(X[:100])).detach()
     W, b = module.atoms.detach().clone().requires_grad_(), torch.zeros(32, requires_grad=True)
@@ -247,7 +336,9 @@ def test_the_gradient_is_that_of_the_loss(data):
 
 def test_free_lengths_have_the_gradient_of_the_loss_too(data):
     X, _ = data
-    model = ICFL.paper(n_features=64, n_nonzero=4, atoms_per_round=2, train_rounds=2, batch_size=100, max_steps=0, random_state=0).fit(X)
+    model = ICFL.paper(
+        n_features=64, n_nonzero=4, atoms_per_round=2, train_rounds=2, batch_size=100, max_steps=0, random_state=0
+    ).fit(X)
     module = model.module_
     x = module.centred(torch.from_numpy(X[:100])).detach()
     W = module.atoms.detach().clone().requires_grad_()
@@ -262,15 +353,32 @@ def test_free_lengths_have_the_gradient_of_the_loss_too(data):
 
 def test_the_paper_is_the_paper():
     p = ICFL.paper()
-    assert (p.n_features, p.n_nonzero, p.atoms_per_round, p.train_rounds, p.refit, p.selection, p.init, p.revive_every) == (8192, 100, 5, 20, "new", "signed", "linear", None)
+    assert (
+        p.n_features,
+        p.n_nonzero,
+        p.atoms_per_round,
+        p.train_rounds,
+        p.refit,
+        p.selection,
+        p.init,
+        p.revive_every,
+    ) == (8192, 100, 5, 20, "new", "signed", "linear", None)
     assert (p.reset_cosine, p.reset_every, p.learning_rate, p.batch_size, p.unit_norm) == (.9, 100, 5e-5, 8192, False)
     assert ICFL.paper(n_features=32).n_features == 32
 
 
 def test_auto_sizes():
     model = ICFL()
-    for (n, d), want in {(10_000_000, 1024): (4096, 100), (600, 516): (150, 37), (10_000_000, 4096): (8192, 100), (9, 4): (2, 1), (40, 64): (10, 2)}.items():
-        model.n_features_in_ = d; model._sizes(n, d); assert (model.n_features_, model.n_nonzero_) == want, (n, d)
+    for (n, d), want in {
+        (10_000_000, 1024): (4096, 100),
+        (600, 516): (150, 37),
+        (10_000_000, 4096): (8192, 100),
+        (9, 4): (2, 1),
+        (40, 64): (10, 2),
+    }.items():
+        model.n_features_in_ = d
+        model._sizes(n, d)
+        assert (model.n_features_, model.n_nonzero_) == want, (n, d)
 
 
 def test_twins_are_reset_and_idle_atoms_revived(data):
@@ -278,34 +386,54 @@ def test_twins_are_reset_and_idle_atoms_revived(data):
     model = ICFL(64, 3, max_steps=0, random_state=0, reset_every=1, revive_every=1).fit(X)
     atoms, state = model.module_.atoms, model._state
     with torch.no_grad():
-        basis = torch.cat([torch.eye(32), F.normalize(torch.eye(32) + torch.eye(32).roll(1, 0) + torch.eye(32).roll(2, 0), dim=1)])     # cosines up to .67
+        # cosines up to .67
+        basis = torch.cat(
+            [torch.eye(32), F.normalize(torch.eye(32) + torch.eye(32).roll(1, 0) + torch.eye(32).roll(2, 0), dim=1)]
+        )
         atoms.copy_(basis)
-        atoms[5] = atoms[3]; atoms[9] = -atoms[3]
-        state["tallies"][0, 5] = 10.                                                  # of the twins 3 and 5, the second is used more
+        atoms[5] = atoms[3]
+        atoms[9] = -atoms[3]
+        # of the twins 3 and 5, the second is used more
+        state["tallies"][0, 5] = 10.
         assert model._twins(state).nonzero()[:, 0].tolist() == [3]                    # the opposite, 9, is no twin
         state["idle"][7] = 5
-        R = torch.zeros(10, 32); R[4, 2] = 3.; R[6, 0] = 1.
+        R = torch.zeros(10, 32)
+        R[4, 2] = 3.0
+        R[6, 0] = 1.0
         before, axes = atoms.clone(), torch.eye(32)
         assert model._renew(R, R.square().sum(1), state, 0.) == 2
-        assert torch.equal(atoms[3], axes[2]) and torch.equal(atoms[7], axes[0]) and state["idle"][7] == 0     # the worst explained first
+        # the worst explained first
+        assert torch.equal(atoms[3], axes[2]) and torch.equal(atoms[7], axes[0]) and state["idle"][7] == 0
         assert torch.equal(atoms[5], before[5]) and torch.equal(atoms[9], before[9])
         state["idle"][:] = 5
         assert model._renew(R * 0, R.sum(1) * 0, state, 0.) == 0                      # nothing is left to explain
         assert model._renew(R, R.square().sum(1), state, .95) == 0                    # the last tenth is left in peace
-        paper = ICFL.paper(n_features=64, n_nonzero=4, batch_size=100, max_steps=0, random_state=0, reset_every=1).fit(X)
-        paper.module_.atoms.copy_(basis); paper.module_.atoms[5] = 2 * paper.module_.atoms[3]
+        paper = ICFL.paper(n_features=64, n_nonzero=4, batch_size=100, max_steps=0, random_state=0, reset_every=1).fit(
+            X
+        )
+        paper.module_.atoms.copy_(basis)
+        paper.module_.atoms[5] = 2 * paper.module_.atoms[3]
         assert paper._renew(R, R.square().sum(1), paper._state, 0.) == 1
         three, five = paper.module_.atoms[3], paper.module_.atoms[5]
-        assert F.cosine_similarity(three, five, dim=0) < .9 and five.norm() > 1.9 * three.norm()      # one of the two is drawn anew; lengths are kept
+        # one of the two is drawn anew; lengths are kept
+        assert F.cosine_similarity(three, five, dim=0) < .9 and five.norm() > 1.9 * three.norm()
 
 
 def test_rare_features_are_found_beside_frequent_ones():
-    "Frequencies by Zipf's law: with resets of twins every atom is found, without them the frequent ones are learnt many times over."
+    """Frequencies by Zipf's law: with resets of twins every atom is found, without them the frequent ones are learnt
+    many times over.
+    """
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=(96, 48)); truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    truth = rng.normal(size=(96, 48))
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
     picked = (rng.gumbel(size=(8000, 96)) - np.log(np.arange(1, 97))).argsort(1)[:, -4:]
-    X = ((rng.gamma(4, .25, (8000, 4))[:, :, None] * truth[picked]).sum(1) + .02 * rng.normal(size=(8000, 48))).astype(np.float32)
-    def found(**options): return ((truth @ ICFL(96, 4, random_state=0, max_steps=500, **options).fit(X).components_.T).max(1) > .9).mean()
+    X = (
+        (rng.gamma(4, 0.25, (8000, 4))[:, :, None] * truth[picked]).sum(1) + 0.02 * rng.normal(size=(8000, 48))
+    ).astype(np.float32)
+    def found(**options):
+        return (
+            (truth @ ICFL(96, 4, random_state=0, max_steps=500, **options).fit(X).components_.T).max(1) > 0.9
+        ).mean()
     assert found() > .97 > .85 > found(reset_every=None, train_rounds=2)
 
 
@@ -314,15 +442,20 @@ def test_dead_is_counted_over_a_pass_not_an_epoch_or_a_batch(data):
     X, _ = data
     model = ICFL(64, 3, max_steps=0, batch_size=100, random_state=0, revive_every=None, reset_every=None).fit(X)
     index, value = torch.arange(60).reshape(20, 3), torch.ones(20, 3)
-    for t in range(40): model._count(index, value, model._state, 100); model._state["t"] += 1      # 4000 rows, more than a pass of 3000
-    model._count(torch.full((1, 3), 63), torch.ones(1, 3), model._state, 100); model._state["t"] += 1
+    # 4000 rows, more than a pass of 3000
+    for t in range(40):
+        model._count(index, value, model._state, 100)
+        model._state["t"] += 1
+    model._count(torch.full((1, 3), 63), torch.ones(1, 3), model._state, 100)
+    model._state["t"] += 1
     model._finish()
     assert model.dead_fraction_ == 3 / 64 and model._state["since"][61] == 4100 and model.rare_fraction_ == 3 / 64
 
 
 # ---- every dictionary
 @pytest.mark.parametrize("cls", ALL)
-def test_scikit_learns_contract(cls): check_estimator(cls(device="cpu") if cls is ICFL else cls(device="cpu", max_steps=20))
+def test_scikit_learns_contract(cls):
+    check_estimator(cls(device="cpu") if cls is ICFL else cls(device="cpu", max_steps=20))
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -343,9 +476,19 @@ def test_codes_and_reconstructions_have_the_stated_form(cls, data):
     X, _ = data
     model = cls(64, 3, max_steps=60, random_state=0).fit(X)
     Z = model.transform(X)
-    assert isinstance(Z, sparse.csr_array) and Z.shape == (3000, 64) and Z.dtype == np.float32 and Z.has_canonical_format and (Z.data != 0).all()
+    assert (
+        isinstance(Z, sparse.csr_array)
+        and Z.shape == (3000, 64)
+        and Z.dtype == np.float32
+        and Z.has_canonical_format
+        and (Z.data != 0).all()
+    )
     assert model.transform(X.astype(np.float64)).dtype == np.float64
-    assert model.components_.shape == (64, 32) and np.allclose(np.linalg.norm(model.components_, axis=1), 1, atol=1e-5) and model.bias_.shape == (32,)
+    assert (
+        model.components_.shape == (64, 32)
+        and np.allclose(np.linalg.norm(model.components_, axis=1), 1, atol=1e-5)
+        and model.bias_.shape == (32,)
+    )
     x_hat = model.inverse_transform(Z)
     np.testing.assert_allclose(x_hat, Z @ model.components_ + model.bias_, atol=1e-5)
     np.testing.assert_allclose(x_hat, model.inverse_transform(Z.toarray()), atol=1e-5)
@@ -379,10 +522,15 @@ def test_an_interrupted_run_ends_at_the_same_weights(cls, options, data, tmp_pat
     Killed.__name__ = cls.__name__
     with pytest.raises(Stop): Killed(checkpoint=str(tmp_path), **options).fit(X)
     again = cls(checkpoint=str(tmp_path), **options).fit(X)
-    assert again._state["t"] == 230 and np.array_equal(whole.components_, again.components_) and np.array_equal(whole.bias_, again.bias_)
+    assert (
+        again._state["t"] == 230
+        and np.array_equal(whole.components_, again.components_)
+        and np.array_equal(whole.bias_, again.bias_)
+    )
     for name, p in whole.module_.state_dict().items(): assert torch.equal(p, again.module_.state_dict()[name]), name
     assert whole.history_.equals(again.history_) and whole.dead_fraction_ == again.dead_fraction_
-    with pytest.raises(ValueError, match="belongs to another run"): cls(checkpoint=str(tmp_path), **{**options, "max_steps": 400}).fit(X)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        cls(checkpoint=str(tmp_path), **{**options, "max_steps": 400}).fit(X)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -390,9 +538,18 @@ def test_sources_give_the_model_of_the_array(cls, data, tmp_path):
     import pandas as pd
     X, _ = data
     X = X[:400]
-    np.save(tmp_path / "x.npy", X); frame = pd.DataFrame(X, columns=[f"f{j}" for j in range(32)]); frame.to_parquet(tmp_path / "x.parquet")
+    np.save(tmp_path / "x.npy", X)
+    frame = pd.DataFrame(X, columns=[f"f{j}" for j in range(32)])
+    frame.to_parquet(tmp_path / "x.parquet")
     want = cls(32, 2, max_steps=5, random_state=0).fit(X).components_
-    for source in tmp_path / "x.npy", str(tmp_path / "x.parquet"), np.load(tmp_path / "x.npy", mmap_mode="r"), torch.from_numpy(X), sparse.csr_array(X), frame:
+    for source in (
+        tmp_path / "x.npy",
+        str(tmp_path / "x.parquet"),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        torch.from_numpy(X),
+        sparse.csr_array(X),
+        frame,
+    ):
         model = cls(32, 2, max_steps=5, random_state=0).fit(source)
         np.testing.assert_allclose(model.components_, want, atol=1e-5)
         assert model.transform(source).shape == (400, 32)
@@ -410,12 +567,21 @@ def test_partial_fit_learns_on(data):
 @pytest.mark.parametrize("cls", ALL)
 def test_bad_input_is_refused_before_work(cls):
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    for options, message in [(dict(n_features=3, n_nonzero=4), "n_nonzero=4 and n_features=3"), (dict(n_features=0), "n_features"), (dict(n_features="many"), "n_features"),
-                             (dict(n_nonzero=0), "n_nonzero"), (dict(batch_size=0), "batch_size"), (dict(learning_rate=0), "learning_rate"), (dict(max_steps=-1), "max_steps"),
-                             (dict(device="tpu"), "device")]:
-        with pytest.raises(ValueError, match=message): cls(**options).fit(X)
+    for options, message in [
+        (dict(n_features=3, n_nonzero=4), "n_nonzero=4 and n_features=3"),
+        (dict(n_features=0), "n_features"),
+        (dict(n_features="many"), "n_features"),
+        (dict(n_nonzero=0), "n_nonzero"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(learning_rate=0), "learning_rate"),
+        (dict(max_steps=-1), "max_steps"),
+        (dict(device="tpu"), "device"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            cls(**options).fit(X)
     with pytest.raises(ValueError, match="n_samples = 1"): cls().fit(X[:1])
-    bad = X.copy(); bad[7, 2] = np.nan
+    bad = X.copy()
+    bad[7, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"): cls().fit(bad)
     with pytest.raises(ValueError, match="row 7"): cls(max_steps=3).fit(torch.from_numpy(bad))
     model = cls(max_steps=3, random_state=0).fit(X)
@@ -428,7 +594,9 @@ def test_odd_but_fair_input_is_taken(cls):
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     for rows in X.astype(np.float16), (X * 50).astype(np.int16), np.c_[X, np.ones(40)], np.ones((40, 6)), X[:2]:
         model = cls(max_steps=3, random_state=0).fit(rows)
-        assert np.isfinite(model.components_).all() and np.isfinite(model.inverse_transform(model.transform(rows))).all()
+        assert (
+            np.isfinite(model.components_).all() and np.isfinite(model.inverse_transform(model.transform(rows))).all()
+        )
 
 
 # ---- the autoencoders, and defects seen in other libraries
@@ -441,9 +609,15 @@ def test_auxk_acts_on_a_small_set_and_brings_features_back(data):
                 super()._start(x)
                 with torch.no_grad(): self.module_.encoder_weight[32:] *= .1
         Crippled.__name__ = "TopKSAE"
-        return Crippled(64, 3, aux_weight=weight, learning_rate=3e-3, batch_size=100, max_steps=400, random_state=0).fit(X)
+        return Crippled(
+            64, 3, aux_weight=weight, learning_rate=3e-3, batch_size=100, max_steps=400, random_state=0
+        ).fit(X)
     with_aux, without = run(1.), run(0.)
-    assert with_aux.history_.aux.max() > 0 and without.dead_fraction_ >= .45 and with_aux.dead_fraction_ < .5 * without.dead_fraction_
+    assert (
+        with_aux.history_.aux.max() > 0
+        and without.dead_fraction_ >= 0.45
+        and with_aux.dead_fraction_ < 0.5 * without.dead_fraction_
+    )
     assert TopKSAE()._dead_after({"n_rows": 3000}) == 6000 and TopKSAE()._dead_after({"n_rows": 10**9}) == 10**7
 
 
@@ -451,9 +625,13 @@ def test_auxk_reconstructs_the_error_without_the_bias(data):
     "With dead features silent, ê is 0 and the loss is exactly 1 for a centred error: the bias is not added again."
     X, _ = data
     model = TopKSAE(64, 3, max_steps=0, random_state=0).fit(X)
-    with torch.no_grad(): model.module_.bias += 3.; model.module_.encoder_weight.zero_(); model.module_.encoder_bias.fill_(-1.)
+    with torch.no_grad():
+        model.module_.bias += 3.0
+        model.module_.encoder_weight.zero_()
+        model.module_.encoder_bias.fill_(-1.0)
     x = model.module_.centred(torch.from_numpy(X[:200]))
-    error = torch.randn(200, 32); error -= error.mean(0)
+    error = torch.randn(200, 32)
+    error -= error.mean(0)
     with torch.no_grad(): aux = model._aux(x, error, model.module_.dense(x), torch.arange(64) >= 32)
     assert abs(float(aux) - 1) < 1e-5
 
@@ -468,12 +646,19 @@ def test_batch_topk_keeps_k_a_row_on_average(data):
 
 
 @settings(max_examples=40, deadline=None)
-@given(B=st.integers(1, 12), M=st.integers(1, 30), k=st.integers(1, 60), levels=st.integers(1, 50), seed=st.integers(0, 999))
+@given(
+    B=st.integers(1, 12),
+    M=st.integers(1, 30),
+    k=st.integers(1, 60),
+    levels=st.integers(1, 50),
+    seed=st.integers(0, 999),
+)
 def test_batch_topk_is_exact_with_ties(B, M, k, levels, seed):
     dense = torch.from_numpy(np.random.default_rng(seed).integers(-levels, levels + 1, (B, M)).astype(np.float32))
     mask = batch_topk(dense, k)
     assert int(mask.sum()) == min(k, int((dense > 0).sum()))
-    if mask.any() and (~mask).any(): assert dense[mask].min() >= dense[~mask].max() and dense[mask].min() > 0
+    if mask.any() and (~mask).any():
+        assert dense[mask].min() >= dense[~mask].max() and dense[mask].min() > 0
 
 
 def test_jumprelu_reaches_its_sparsity(data):
@@ -485,20 +670,25 @@ def test_jumprelu_reaches_its_sparsity(data):
 def test_first_features_of_a_matryoshka_reconstruct_on_their_own(data):
     X, _ = data
     def alone(model):
-        Z = model.transform(X).toarray(); Z[:, 16:] = 0
+        Z = model.transform(X).toarray()
+        Z[:, 16:] = 0
         return 1 - np.square(X - model.inverse_transform(Z)).sum() / np.square(X - X.mean(0)).sum()
     nested, flat = (cls(64, 6, random_state=0).fit(X) for cls in (MatryoshkaSAE, BatchTopKSAE))
     assert alone(nested) > alone(flat) + .05
 
 
 def test_geometric_median_resists_outliers():
-    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).double(); x[:20] += 1000
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).double()
+    x[:20] += 1000
     assert geometric_median(x).norm() < .5 < x.mean(0).norm()
 
 
 def test_codes_of_many_rows_are_made_in_blocks():
     "No (n, M) array is built, whatever n: a block of scores stays within 128 MB."
-    for M in (10, 8192, 65536): model = ICFL(); model.n_features_ = M; assert model._block() * M * 4 <= (128 << 20) or model._block() == 64
+    for M in (10, 8192, 65536):
+        model = ICFL()
+        model.n_features_ = M
+        assert model._block() * M * 4 <= (128 << 20) or model._block() == 64
 
 
 # ---- several processes
@@ -523,13 +713,36 @@ json.dump(out, open(f"{sys.argv[2]}/{rank}.json", "w"))
 
 
 def test_two_processes_learn_one_dictionary(data, tmp_path):
-    "Under `accelerate launch`: the same atoms, Gram matrix, counters and resets on both, and together what one process learns."
+    """Under `accelerate launch`: the same atoms, Gram matrix, counters and resets on both, and together what one
+    process learns.
+    """
     X, _ = data
-    np.save(tmp_path / "x.npy", X); (tmp_path / "two.py").write_text(TWO)
-    (tmp_path / "one").mkdir(); (tmp_path / "two").mkdir()
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "two.py").write_text(TWO)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]   # the launcher of several processes; the models ask for the CPU
-    for command in (launch + [str(tmp_path / "two.py"), str(tmp_path / "x.npy"), str(tmp_path / "two")], [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "x.npy"), str(tmp_path / "one")]):
+    # the launcher of several processes; the models ask for the CPU
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    for command in (
+        launch + [str(tmp_path / "two.py"), str(tmp_path / "x.npy"), str(tmp_path / "two")],
+        [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "x.npy"), str(tmp_path / "one")],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
     a, b, one = (json.loads((tmp_path / p).read_text()) for p in ("two/0.json", "two/1.json", "one/0.json"))

@@ -81,15 +81,41 @@ def margin(z, scale: float = 1.0):
 
 def demo():
     image = new_output("display_data", data={"image/png": PIXEL, "text/plain": "<Figure>"})
-    table = new_output("execute_result", data={"text/html": "<table border=\"1\" class=\"dataframe\"><tr>" + "<td>123456789</td>" * 40 + "</tr></table><script>bad()</script>"})
+    table = new_output(
+        "execute_result",
+        data={
+            "text/html": (
+                '<table border="1" class="dataframe"><tr>'
+                + "<td>123456789</td>" * 40
+                + "</tr></table><script>bad()</script>"
+            )
+        },
+    )
     bar = new_output("stream", name="stderr", text="  1%|\r 50%|\r100%|##| \x1b[32mdone\x1b[0m\n")
-    return new_notebook(cells=[
-        new_markdown_cell("# Demo of `laws`\n> one module\n\nThe word quokka stands here only."), new_code_cell("#| default_exp laws.demo"),
-        new_code_cell("#| hide\nsecret_cell = 1"), new_code_cell("#| export\nimport numpy as np"), new_code_cell(EXPORT),
-        new_code_cell("assert margin(-1) == 1"), new_code_cell("#| echo: false\nunseen_code()", outputs=[table]),
-        new_markdown_cell("## Pictures\n\nAs in @fig-plot."),
-        new_code_cell("#| label: fig-plot\n#| fig-cap: A plot of $x$\nplot()", outputs=[image, bar]),
-        new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="no", traceback=["\x1b[31mZeroDivisionError\x1b[0m: no"])])])
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# Demo of `laws`\n> one module\n\nThe word quokka stands here only."),
+            new_code_cell("#| default_exp laws.demo"),
+            new_code_cell("#| hide\nsecret_cell = 1"),
+            new_code_cell("#| export\nimport numpy as np"),
+            new_code_cell(EXPORT),
+            new_code_cell("assert margin(-1) == 1"),
+            new_code_cell("#| echo: false\nunseen_code()", outputs=[table]),
+            new_markdown_cell("## Pictures\n\nAs in @fig-plot."),
+            new_code_cell("#| label: fig-plot\n#| fig-cap: A plot of $x$\nplot()", outputs=[image, bar]),
+            new_code_cell(
+                "1/0",
+                outputs=[
+                    new_output(
+                        "error",
+                        ename="ZeroDivisionError",
+                        evalue="no",
+                        traceback=["\x1b[31mZeroDivisionError\x1b[0m: no"],
+                    )
+                ],
+            ),
+        ]
+    )
 
 
 def write_site(folder, index=INDEX, config=CONFIG):
@@ -116,13 +142,18 @@ def site(tmp_path_factory):
 def read(path): return path.read_text(encoding="utf-8")
 
 
-# ---- the pages -----------------------------------------------------------------------------------------------------------------------------------------
+# ---- the pages
+# -----------------------------------------------------------------------------------------------------------------------------------------
 
 def test_text_page(site):
     page = read(site / "index.html")
     assert "<title>A small site</title>" in page and "with everything in it" in page
     assert page.count("<math") == 1 and '<span class="eqno">(1)</span>' in page
-    assert 'href="#eq-law">Equation 1</a>' in page and 'href="#fig-dot">Figure 1</a>' in page and "<strong>Figure 1.</strong> A dot" in page
+    assert (
+        'href="#eq-law">Equation 1</a>' in page
+        and 'href="#fig-dot">Figure 1</a>' in page
+        and "<strong>Figure 1.</strong> A dot" in page
+    )
     assert "Darwin" in page and 'id="ref-darwin1859"' in page
     assert 'class="callout callout-warning"><p class="callout-title">Take care' in page
     assert '<div class="scroll"><table' in page and 'class="sourceCode python"' in page
@@ -134,11 +165,17 @@ def test_module_page(site):
     page = read(site / "laws" / "demo.html")
     assert "secret_cell" not in page and "unseen_code" not in page and "default_exp" not in page
     assert "import</span> numpy" not in page  # imports alone are no reading
-    assert re.search(r'<h3[^>]*id="api-margin"', page) and "<code>scale</code> : float" in page and "units of a_b" in page
+    assert (
+        re.search(r'<h3[^>]*id="api-margin"', page) and "<code>scale</code> : float" in page and "units of a_b" in page
+    )
     assert "<summary>Source</summary>" in page and "<summary>Checks</summary>" in page
     assert '<div class="scroll"><table class="dataframe">' in page and "bad()" not in page
     assert "100%|##| done" in page and "50%" not in page
-    assert '<figure id="fig-plot">' in page and "data:image/png;base64" in page and "<strong>Figure 1.</strong> A plot of" in page
+    assert (
+        '<figure id="fig-plot">' in page
+        and "data:image/png;base64" in page
+        and "<strong>Figure 1.</strong> A plot of" in page
+    )
     assert '<pre class="error">ZeroDivisionError: no</pre>' in page
     assert "<p>Laws</p>" in page and 'href="../laws/demo.html" aria-current=page>Demo of <code>laws</code>' in page
 
@@ -153,7 +190,10 @@ def test_nothing_from_another_host(site):
     assert check_site(site) == []
     for path in site.rglob("*.html"):
         page = read(path)
-        assert not re.search(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//', page) and "url(http" not in page
+        assert (
+            not re.search(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//', page)
+            and "url(http" not in page
+        )
 
 
 @pytest.mark.parametrize("text, complaint", [
@@ -196,7 +236,10 @@ def test_quarto_gets_the_same_notebooks(tmp_path, monkeypatch):
     nbs = write_site(tmp_path)
     (tmp_path / "bin").mkdir()
     quarto = tmp_path / "bin" / "quarto"
-    quarto.write_text('#!/bin/sh\n[ "$1 $3" = "render --no-execute" ] || exit 3\nmkdir "$2/_site" && echo "<p>by quarto</p>" > "$2/_site/index.html"\n')
+    quarto.write_text(
+        '#!/bin/sh\n[ "$1 $3" = "render --no-execute" ] || exit 3\nmkdir "$2/_site" && echo "<p>by quarto</p>" >'
+        ' "$2/_site/index.html"\n'
+    )
     quarto.chmod(quarto.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert build_docs.build_site(nbs, tmp_path / "_docs", work=tmp_path / "_proc") == []
@@ -207,21 +250,34 @@ def test_quarto_gets_the_same_notebooks(tmp_path, monkeypatch):
     assert "### `margin` {#api-margin .api}" in text and '#| code-fold: true\n#| code-summary: "Source"' in text
 
 
-# ---- docstrings and text -------------------------------------------------------------------------------------------------------------------------------
+# ---- docstrings and text
+# -------------------------------------------------------------------------------------------------------------------------------
 
 def test_docstring_characters_stand_for_themselves():
-    lines = ["f = z29*(z17**2 + z21**2) - exp(exp(z3))", "|KL - C| < 2 and a_b_c > _d_", "x^2^ ~y~ C:\\beta", "# not a heading", "an e-mail @ a sign"]
+    lines = [
+        "f = z29*(z17**2 + z21**2) - exp(exp(z3))",
+        "|KL - C| < 2 and a_b_c > _d_",
+        "x^2^ ~y~ C:\\beta",
+        "# not a heading",
+        "an e-mail @ a sign",
+    ]
     html, warnings = report.markdown_to_html("\n\n".join(build_docs.prose(line) for line in lines))
     assert warnings == [] and [report.plain(p) for p in re.findall("<p>(.*?)</p>", html)] == lines
     assert build_docs.prose("the `a_b*c` of $x_1^2$ [@darwin1859]") == "the `a_b*c` of $x_1^2$ [@darwin1859]"
 
 
 def test_signatures():
-    code = ("class Law(Base):\n    'A law.'\n    def __init__(self, first=1, *, second='two', third=None, fourth=(1, 2, 3), fifth=0.5, sixth=1e-3): pass\n"
-            "    def fit(self, X, y=None, *, groups=None) -> 'Law':\n        'Learn it.'\n    def _hidden(self):\n        'No.'\n"
-            "def _private(): pass\ndef scale(\n    x,  # what is scaled\n    by: float = 2,  # how much\n): 'Scaled.'")
+    code = (
+        "class Law(Base):\n    'A law.'\n    def __init__(self, first=1, *, second='two', third=None, fourth=(1, 2, 3),"
+        " fifth=0.5, sixth=1e-3): pass\n    def fit(self, X, y=None, *, groups=None) -> 'Law':\n        'Learn it.'\n  "
+        "  def _hidden(self):\n        'No.'\ndef _private(): pass\ndef scale(\n    x,  # what is scaled\n    by: float"
+        " = 2,  # how much\n): 'Scaled.'"
+    )
     text = build_docs.api_markdown(code)
-    assert "Law(\n    first=1,\n    *,\n    second='two'," in text and "Law.fit(X, y=None, *, groups=None) -> 'Law'" in text
+    assert (
+        "Law(\n    first=1,\n    *,\n    second='two'," in text
+        and "Law.fit(X, y=None, *, groups=None) -> 'Law'" in text
+    )
     assert "_hidden" not in text and "_private" not in text
     command = build_docs.api_markdown("def run(n: Annotated[int, typer.Option(help='How many.')] = 3): 'Run.'")
     assert "run(n: int=3)" in command and "`n`\n:   How many." in command
@@ -235,10 +291,23 @@ def test_clean_text_has_no_control_characters(text):
     assert not set(clean) & set("\r\b") and report.clean_text(clean) == clean
 
 
-@pytest.mark.parametrize("text", ["<script>x</script>", "<SCRIPT src=a></SCRIPT >", "<style>@import 'x'</style>", "<iframe src='x'></iframe>", "<a onclick='x'>t</a>",
-                                  "<img src='//h/x.png'>", "<link href='x'>", "<a href=\"javascript:x\">t</a>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>x</script>",
+        "<SCRIPT src=a></SCRIPT >",
+        "<style>@import 'x'</style>",
+        "<iframe src='x'></iframe>",
+        "<a onclick='x'>t</a>",
+        "<img src='//h/x.png'>",
+        "<link href='x'>",
+        '<a href="javascript:x">t</a>',
+    ],
+)
 def test_outputs_lose_what_could_run_or_load(text):
-    assert not re.search(r"(?i)script|style|iframe|onclick|//h|link", report.safe_html(f"<b>kept</b>{text}")) and "kept" in report.safe_html(f"<b>kept</b>{text}")
+    assert not re.search(
+        r"(?i)script|style|iframe|onclick|//h|link", report.safe_html(f"<b>kept</b>{text}")
+    ) and "kept" in report.safe_html(f"<b>kept</b>{text}")
 
 
 def test_no_pandoc_is_one_clear_sentence(monkeypatch):
@@ -247,7 +316,8 @@ def test_no_pandoc_is_one_clear_sentence(monkeypatch):
     with pytest.raises(RuntimeError, match="pip install pypandoc_binary"): report.find_pandoc()
 
 
-# ---- the README ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- the README
+# ----------------------------------------------------------------------------------------------------------------------------------------
 
 def test_readme(tmp_path):
     nbs = write_site(tmp_path)
@@ -260,34 +330,52 @@ def test_readme(tmp_path):
 
 
 def test_readme_is_up_to_date():
-    assert read(ROOT / "README.md") == write_readme.readme(ROOT / "nbs" / "index.ipynb"), "run python tools/write_readme.py"
+    assert read(ROOT / "README.md") == write_readme.readme(
+        ROOT / "nbs" / "index.ipynb"
+    ), "run python tools/write_readme.py"
 
 
-# ---- reports -------------------------------------------------------------------------------------------------------------------------------------------
+# ---- reports
+# -------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def a_report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     nb = demo()
-    nb.cells[1:1] = [new_code_cell("n = 10\nname = 'a'", metadata={"tags": ["parameters"]}), new_code_cell("n = 99", metadata={"tags": ["injected-parameters"]}),
-                     new_markdown_cell("$$x^2$$\n\n[elsewhere](../index.ipynb) ![far](https://example.org/a.png) ![near](dot.png) [@darwin1859]")]
+    nb.cells[1:1] = [
+        new_code_cell("n = 10\nname = 'a'", metadata={"tags": ["parameters"]}),
+        new_code_cell("n = 99", metadata={"tags": ["injected-parameters"]}),
+        new_markdown_cell(
+            "$$x^2$$\n\n[elsewhere](../index.ipynb) ![far](https://example.org/a.png) ![near](dot.png) [@darwin1859]"
+        ),
+    ]
     nb.metadata["papermill"] = {"start_time": "2026-01-02T03:04:05.6", "duration": 61.7}
     write_site(folder)
     nbformat.write(nb, folder / "nbs" / "run.ipynb")
-    return report.notebook_to_html(folder / "nbs" / "run.ipynb", tmp_path_factory.mktemp("alone") / "sub" / "report.html")
+    return report.notebook_to_html(
+        folder / "nbs" / "run.ipynb", tmp_path_factory.mktemp("alone") / "sub" / "report.html"
+    )
 
 
 def test_report_is_one_file(a_report):
     page = read(a_report)
     assert [path.name for path in a_report.parent.iterdir()] == ["report.html"]
-    assert not re.search(r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="(?!data:)', page) and not re.search(r"url\((?!data:)|@import", page)
+    assert not re.search(r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="(?!data:)', page) and not re.search(
+        r"url\((?!data:)|@import", page
+    )
     assert "default-src 'none'" in page and page.count("data:image/png;base64") == 2
-    assert "example.org/a.png is not in this file" in page and "../index" not in page and "elsewhere" in page and "Darwin" in page
+    assert (
+        "example.org/a.png is not in this file" in page
+        and "../index" not in page
+        and "elsewhere" in page
+        and "Darwin" in page
+    )
     assert "<strong><code>99</code></strong>" in page and "2026-01-02 03:04 UTC · 62 s" in page and "<math" in page
     assert "<details class=\"code\"><summary>" in page and "<details class=\"code\" open>" not in page
 
 
-# ---- in the browser ------------------------------------------------------------------------------------------------------------------------------------
+# ---- in the browser
+# ------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def browser():
@@ -298,8 +386,18 @@ def browser():
     profile = tempfile.mkdtemp()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 "--disable-dev-shm-usage", f"--user-data-dir={profile}"): options.add_argument(flag)
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield browser
@@ -308,11 +406,20 @@ def browser():
 
 
 def open_page(browser, path, width=1280, theme="light"):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)]))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)])
+    )
     browser.get_log("performance"), browser.get_log("browser")
     browser.get(address := path.resolve().as_uri())
-    assert wait(lambda: browser.execute_script("return location.href === arguments[0] && document.readyState === 'complete'", address))   # not the page before, nor one without its style yet
+    # not the page before, nor one without its style yet
+    assert wait(
+        lambda: browser.execute_script(
+            "return location.href === arguments[0] && document.readyState === 'complete'", address
+        )
+    )
 
 
 def wait(condition, seconds=10):
@@ -338,7 +445,10 @@ def test_phone_does_not_scroll_sideways(browser, site, page, theme):
     open_page(browser, site / page, width=390, theme=theme)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    assert browser.execute_script("return [...document.querySelectorAll('main *')].every(e => e.closest('pre,.scroll,.formula') || e.getBoundingClientRect().right <= 391)")
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('main *')].every(e => e.closest('pre,.scroll,.formula') ||"
+        " e.getBoundingClientRect().right <= 391)"
+    )
     assert background(browser) == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 25, 28)")
     side = "return getComputedStyle(document.querySelector('.side')).display"
     assert browser.execute_script(side) == "none"
@@ -353,13 +463,20 @@ def test_search_finds_and_leads(browser, site):
     field = browser.find_element("css selector", ".search input")
     field.send_keys("quokka")
     assert wait(lambda: browser.find_elements("css selector", ".results a"))
-    assert [a.get_attribute("textContent").split(" ›")[0] for a in browser.find_elements("css selector", ".results a")][0].startswith("Demo of laws")
+    assert [a.get_attribute("textContent").split(" ›")[0] for a in browser.find_elements("css selector", ".results a")][
+        0
+    ].startswith("Demo of laws")
     assert browser.find_element("css selector", ".results mark").text == "quokka"
     field.send_keys(Keys.ENTER)
     assert wait(lambda: browser.current_url.endswith("laws/demo.html"))
     field = browser.find_element("css selector", ".search input")
     field.send_keys("margin")
-    assert wait(lambda: any(a.get_attribute("href").endswith("laws/demo.html#api-margin") for a in browser.find_elements("css selector", ".results a")))
+    assert wait(
+        lambda: any(
+            a.get_attribute("href").endswith("laws/demo.html#api-margin")
+            for a in browser.find_elements("css selector", ".results a")
+        )
+    )
     field.send_keys(Keys.ESCAPE)
     field.send_keys("<b>xyzzy")
     assert wait(lambda: "Nothing found" in browser.find_element("css selector", ".results").text)
@@ -371,7 +488,8 @@ def test_theme_button_is_remembered(browser, site):
     assert background(browser) == "rgb(255, 255, 255)"
     browser.execute_script("document.querySelector('.theme-toggle').click()")
     assert background(browser) == "rgb(21, 25, 28)"
-    def next_page():                                                           # the browser hands a choice to the next page's process in its own time
+    # the browser hands a choice to the next page's process in its own time
+    def next_page():
         open_page(browser, site / "laws" / "demo.html")
         return background(browser) == "rgb(21, 25, 28)"
     assert wait(next_page)
@@ -396,7 +514,13 @@ def test_pages_ask_no_other_host_and_draw_formulas(browser, site):
     assert asked and all(url.startswith(("file:", "data:")) for url in asked), asked
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     # A browser that knows MathML raises the exponent; one that doesn't sets it in line.
-    assert browser.execute_script("const [a, b] = document.querySelector('msup').children; return a.getBoundingClientRect().bottom - b.getBoundingClientRect().bottom") > 2
+    assert (
+        browser.execute_script(
+            "const [a, b] = document.querySelector('msup').children; return a.getBoundingClientRect().bottom -"
+            " b.getBoundingClientRect().bottom"
+        )
+        > 2
+    )
 
 
 @pytest.mark.browser

@@ -24,10 +24,14 @@ def cells(): return simulate_nuclei(160, size=48, random_state=0)
 
 
 @pytest.fixture(scope="module")
-def vae(cells): return VAE(5, "beta", frame="aligned", supervision=0.5, hidden=48, max_steps=80, **SMALL).fit(cells.images, cells.labels)
+def vae(cells):
+    return VAE(5, "beta", frame="aligned", supervision=0.5, hidden=48, max_steps=80, **SMALL).fit(
+        cells.images, cells.labels
+    )
 
 
-# objectives -------------------------------------------------------------------------------------------------------------------------------------------------
+# objectives
+# -------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_kl_against_monte_carlo():
     torch.manual_seed(0)
@@ -42,22 +46,27 @@ def test_total_correlation_against_a_slow_reference():
     rng = np.random.default_rng(0)
     mu, logvar, n = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)) * 0.3, 50
     z = mu + np.exp(0.5 * logvar) * rng.normal(size=mu.shape)
-    density = lambda z, m, v: np.exp(-0.5 * (z - m) ** 2 / np.exp(v)) / np.sqrt(2 * np.pi * np.exp(v))
+    def density(z, m, v):
+        return np.exp(-0.5 * (z - m) ** 2 / np.exp(v)) / np.sqrt(2 * np.pi * np.exp(v))
     total = 0
     for i in range(7):
         joint = sum(np.prod([density(z[i, j], mu[k, j], logvar[k, j]) for j in range(3)]) for k in range(7)) / (7 * n)
         alone = [sum(density(z[i, j], mu[k, j], logvar[k, j]) for k in range(7)) / (7 * n) for j in range(3)]
         total += (np.log(joint) - np.sum(np.log(alone))) / 7
-    as_t = lambda a: torch.as_tensor(a)
+    def as_t(a):
+        return torch.as_tensor(a)
     assert total_correlation(as_t(z), as_t(mu), as_t(logvar), n).item() == pytest.approx(total, rel=1e-6)
 
 
 def test_prices_agree_where_they_must():
-    torch.manual_seed(0); mu, logvar = torch.randn(16, 4), torch.randn(16, 4) * .1
+    torch.manual_seed(0)
+    mu, logvar = torch.randn(16, 4), torch.randn(16, 4) * 0.1
     z, kl = mu + torch.randn(16, 4), kl_per_factor(mu, logvar).sum()
     torch.testing.assert_close(PRICES["beta"](mu, logvar, z, beta=1.0), kl)
-    torch.testing.assert_close(PRICES["beta-tc"](mu, logvar, z, beta=1.0, n_rows=100), kl)            # beta = 1: no extra price
-    torch.testing.assert_close(PRICES["capacity"](mu, logvar, z, progress=0.0, gamma=1.0), kl)        # capacity starts at 0
+    # beta = 1: no extra price
+    torch.testing.assert_close(PRICES["beta-tc"](mu, logvar, z, beta=1.0, n_rows=100), kl)
+    # capacity starts at 0
+    torch.testing.assert_close(PRICES["capacity"](mu, logvar, z, progress=0.0, gamma=1.0), kl)
 
 
 @pytest.mark.parametrize("capacity", [4.0, 12.0])
@@ -66,7 +75,8 @@ def test_the_capacity_objective_holds_the_kl(cells, capacity):
     assert model.kl_.sum() == pytest.approx(capacity, rel=0.35)
 
 
-# VAE ----------------------------------------------------------------------------------------------------------------------------------------------------------
+# VAE
+# ----------------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_vae_contract(cells, vae):
     Z = vae.transform(cells.images)
@@ -75,8 +85,17 @@ def test_vae_contract(cells, vae):
     assert clone(vae).get_params() == vae.get_params()
     assert set(vae.history_.columns) >= {"step", "loss", "reconstruction", "kl", "cross_entropy"}
     again = clone(vae).fit(cells.images, cells.labels)
-    assert np.array_equal(again.transform(cells.images), Z)                                          # same seed, same model
-    assert vae.describe(cells.images).columns.tolist() == ["factor", "kl", "property", "r", "r_second", "second", "name"]
+    # same seed, same model
+    assert np.array_equal(again.transform(cells.images), Z)
+    assert vae.describe(cells.images).columns.tolist() == [
+        "factor",
+        "kl",
+        "property",
+        "r",
+        "r_second",
+        "second",
+        "name",
+    ]
     assert 0 <= vae.reconstruction_percentile(cells.images).min()
 
 
@@ -89,11 +108,14 @@ def test_vae_draws_in_the_images_own_range():
 
 def test_noise_is_unlike_the_training_cells(cells, vae):
     noise = np.random.default_rng(0).integers(0, 255, cells.images.shape).astype(np.uint8)
-    assert np.median(vae.reconstruction_percentile(noise)) > 90                                      # training cells: 50, by construction
+    # training cells: 50, by construction
+    assert np.median(vae.reconstruction_percentile(noise)) > 90
 
 
 def test_orientation_is_not_in_aligned_factors(cells):
-    "What a random turn moves is small against the distance between cells, and smaller than for a VAE that draws the cell as it lies."
+    """What a random turn moves is small against the distance between cells, and smaller than for a VAE that draws the
+    cell as it lies.
+    """
     def moved(model):
         Z, turned = model.transform(cells.images), model.transform(np.rot90(cells.images, axes=(2, 3)).copy())
         return np.linalg.norm(Z - turned, axis=1).mean() / np.linalg.norm(Z[:-1] - Z[1:], axis=1).mean()
@@ -103,58 +125,93 @@ def test_orientation_is_not_in_aligned_factors(cells):
 
 
 def test_two_views_of_a_cell_come_nearer(cells):
-    "With the contrast, factors of random views of a cell lie nearer together, against the distance between cells; the same seed without it is the baseline."
+    """With the contrast, factors of random views of a cell lie nearer together, against the distance between cells; the
+    same seed without it is the baseline.
+    """
     def apart(model):
         a, b = model.augmented(cells.images, n_views=2)
-        unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
+        def unit(z):
+            return z / np.linalg.norm(z, axis=1, keepdims=True)
         similar = unit(a) @ unit(b).T
-        return (similar.argmax(1) == np.arange(len(a))).mean()                                          # how often a view finds its partner
+        # how often a view finds its partner
+        return (similar.argmax(1) == np.arange(len(a))).mean()
     options = dict(frame="aligned", hidden=32, max_steps=80, **SMALL)
-    assert apart(VAE(5, "beta", contrast=.1, **options).fit(cells.images)) > 1.5 * apart(VAE(5, "beta", **options).fit(cells.images))
+    assert apart(VAE(5, "beta", contrast=0.1, **options).fit(cells.images)) > 1.5 * apart(
+        VAE(5, "beta", **options).fit(cells.images)
+    )
     for bad in dict(contrast=-1.), dict(contrast=.1, frame="image"):
         with pytest.raises(ValueError, match="contrast must be"): VAE(5, **{"frame": "aligned"} | bad).fit(cells.images)
 
 
 def test_without_a_spectrum_only_the_crop_is_drawn(cells, monkeypatch):
     "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
-    bare, whole = (VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4))
+    bare, whole = (
+        VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4)
+    )
     assert bare.module_.spectrum is None and whole.module_.spectrum is not None
     assert bare.history_["reconstruction"].iloc[0] < whole.history_["reconstruction"].iloc[0]           # one error less
     assert bare.score(cells.images) > 0
     with pytest.raises(ValueError, match="n_spectra"): VAE(5, frame="aligned", n_spectra=-1).fit(cells.images)
     from cellinterp.factors import vae as module
-    monkeypatch.setattr(module, "_KEEP", 100)                                                            # of many images: no spectrum a batch either
+    # of many images: no spectrum a batch either
+    monkeypatch.setattr(module, "_KEEP", 100)
     calls, made = [], module.polar_spectra
     monkeypatch.setattr(module, "polar_spectra", lambda x: calls.append(len(x)) or made(x))
     VAE(5, "beta", frame="aligned", n_spectra=0, hidden=8, max_steps=3, **SMALL).fit(cells.images)
-    assert len(calls) == 1                                                                               # the statistics before training
+    # the statistics before training
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("model", ["vae", "blackbox"])
 def test_save_and_load(tmp_path, cells, vae, model):
     fitted = vae if model == "vae" else BlackBoxClassifier(max_steps=5, **SMALL).fit(cells.images, cells.labels)
-    save(fitted, tmp_path / "m"); back = load(tmp_path / "m")
+    save(fitted, tmp_path / "m")
+    back = load(tmp_path / "m")
     f = (lambda m: m.transform(cells.images)) if model == "vae" else (lambda m: m.predict_proba(cells.images))
     assert np.array_equal(f(fitted), f(back))
 
 
-@pytest.mark.parametrize("change,match", [
-    (dict(objective="gamma"), "objective"), (dict(frame="polar"), "frame"), (dict(n_factors=0), "n_factors"), (dict(supervision=-1), "supervision")])
+@pytest.mark.parametrize(
+    "change,match",
+    [
+        (dict(objective="gamma"), "objective"),
+        (dict(frame="polar"), "frame"),
+        (dict(n_factors=0), "n_factors"),
+        (dict(supervision=-1), "supervision"),
+    ],
+)
 def test_vae_refuses_bad_arguments(cells, change, match):
-    with pytest.raises(ValueError, match=match): VAE(**{**dict(max_steps=1), **change}).fit(cells.images, cells.labels)
+    with pytest.raises(ValueError, match=match):
+        VAE(**{**dict(max_steps=1), **change}).fit(cells.images, cells.labels)
 
 
-def nan(x): x = x.astype(np.float32); x[0, 0, 3, 3] = np.nan; return x
-def inf(x): x = x.astype(np.float32); x[0, 0, 3, 3] = np.inf; return x
+def nan(x):
+    x = x.astype(np.float32)
+    x[0, 0, 3, 3] = np.nan
+    return x
+def inf(x):
+    x = x.astype(np.float32)
+    x[0, 0, 3, 3] = np.inf
+    return x
 
 
 @pytest.mark.parametrize("estimator", [VAE(4, supervision=1.0, max_steps=1), BlackBoxClassifier(max_steps=1)])
-@pytest.mark.parametrize("spoil,match", [
-    (lambda x, y: (nan(x), y), "(?i)nan"), (lambda x, y: (inf(x), y), "(?i)inf"), (lambda x, y: (x, np.full(len(y), "a")), "(?i)class"),
-    (lambda x, y: (x, y[:-1]), "labels"), (lambda x, y: (x[:, :, :20, :20], y), "32"), (lambda x, y: (x[0, 0], y), "images"), (lambda x, y: (x[:0], y[:0]), "images")])
+@pytest.mark.parametrize(
+    "spoil,match",
+    [
+        (lambda x, y: (nan(x), y), "(?i)nan"),
+        (lambda x, y: (inf(x), y), "(?i)inf"),
+        (lambda x, y: (x, np.full(len(y), "a")), "(?i)class"),
+        (lambda x, y: (x, y[:-1]), "labels"),
+        (lambda x, y: (x[:, :, :20, :20], y), "32"),
+        (lambda x, y: (x[0, 0], y), "images"),
+        (lambda x, y: (x[:0], y[:0]), "images"),
+    ],
+)
 def test_bad_images_are_refused_before_work_starts(cells, estimator, spoil, match):
     x, y = spoil(cells.images, cells.labels)
-    with pytest.raises(ValueError, match=match): clone(estimator).fit(x, y)
+    with pytest.raises(ValueError, match=match):
+        clone(estimator).fit(x, y)
 
 
 def test_a_fitted_model_refuses_other_sizes(cells, vae):
@@ -162,7 +219,8 @@ def test_a_fitted_model_refuses_other_sizes(cells, vae):
     with pytest.raises(ValueError, match="factors must have"): vae.draw(np.zeros((1, 9)))
 
 
-# black box ----------------------------------------------------------------------------------------------------------------------------------------------------
+# black box
+# ----------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_black_box_learns_and_does_not_see_the_angle(cells):
     two = cells.select(["interphase", "metaphase"])
@@ -173,10 +231,12 @@ def test_black_box_learns_and_does_not_see_the_angle(cells):
     assert np.allclose(P.sum(1), 1, atol=1e-5)
     assert np.allclose(P, model.predict_proba(np.rot90(fresh.images, axes=(2, 3)).copy()), atol=1e-3)
     logits = model.module_(torch.zeros(2, 1, 48, 48))
-    assert logits.shape == (2, 2)                                                                     # a plain module: x -> logits
+    # a plain module: x -> logits
+    assert logits.shape == (2, 2)
 
 
-# sparse networks ------------------------------------------------------------------------------------------------------------------------------------------------
+# sparse networks
+# ------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_counts_and_clean_against_brute_force():
     "A weight counts if zeroing it can change an output."
@@ -190,7 +250,8 @@ def test_counts_and_clean_against_brute_force():
         backward = [np.ones(2, bool)]
         for m in reach[::-1]: backward.insert(0, (m * backward[0][:, None]).sum(0) > 0)
         expected = sum(int((m * forward[k] * backward[k + 1][:, None]).sum()) for k, m in enumerate(reach))
-        x = torch.randn(6, 5); before = net(x)
+        x = torch.randn(6, 5)
+        before = net(x)
         net.clean()
         assert int(sum(m.sum() for m in net.masks())) == expected
         torch.testing.assert_close(net(x), before)
@@ -223,8 +284,14 @@ def test_groups_stay_whole_in_the_inner_split(monkeypatch):
     import cellinterp.data.splits as splits
     seen = []
     real = splits.inner_split
-    monkeypatch.setattr(splits, "inner_split", lambda labels, groups=None, **k: seen.append((real(labels, groups, **k), groups)) or seen[-1][0])
-    rng = np.random.default_rng(0); Z = rng.normal(size=(200, 4)).astype(np.float32); g = np.repeat(np.arange(20), 10).astype(str)
+    monkeypatch.setattr(
+        splits,
+        "inner_split",
+        lambda labels, groups=None, **k: seen.append((real(labels, groups, **k), groups)) or seen[-1][0],
+    )
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(200, 4)).astype(np.float32)
+    g = np.repeat(np.arange(20), 10).astype(str)
     SparseClassifier(max_steps=10, random_state=0).fit(Z, np.where(Z[:, 0] > 0, "a", "b"), groups=g)
     (a, b), groups = seen[0]
     assert groups is g and not set(g[a]) & set(g[b])
@@ -236,24 +303,36 @@ def test_sparse_check_estimator(estimator, check): check(estimator)
 
 def test_pipeline_end_to_end(cells, tmp_path):
     from cellinterp.laws import SymbolicClassifier
-    pipe = make_pipeline(VAE(4, "beta", frame="aligned", supervision=.5, hidden=32, max_steps=60, **SMALL), SparseClassifier(max_steps=40, random_state=0),
-                         SymbolicClassifier(max_evaluations=2000, n_restarts=1, n_edits=10, random_state=0)).fit(cells.images, cells.labels)
+    pipe = make_pipeline(
+        VAE(4, "beta", frame="aligned", supervision=0.5, hidden=32, max_steps=60, **SMALL),
+        SparseClassifier(max_steps=40, random_state=0),
+        SymbolicClassifier(max_evaluations=2000, n_restarts=1, n_edits=10, random_state=0),
+    ).fit(cells.images, cells.labels)
     save(pipe, tmp_path / "m")
     assert np.array_equal(load(tmp_path / "m").predict(cells.images), pipe.predict(cells.images))
     assert pipe.score(cells.images, cells.labels) > .5                                                # chance is .2
 
 
-# pictures -----------------------------------------------------------------------------------------------------------------------------------------------------
+# pictures
+# -----------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_boundary_is_drawn_over_the_two_strongest(cells, vae):
     from sklearn.linear_model import LogisticRegression
     Z = vae.transform(cells.images)
     law = LogisticRegression(max_iter=500).fit(Z * np.array([0, 1, 0, 5, 0]), cells.labels)
-    scaled = type("Law", (), dict(classes_=law.classes_, decision_function=lambda self, X: law.decision_function(np.asarray(X) * np.array([0, 1, 0, 5, 0]))))()
+    scaled = type(
+        "Law",
+        (),
+        dict(
+            classes_=law.classes_,
+            decision_function=lambda self, X: law.decision_function(np.asarray(X) * np.array([0, 1, 0, 5, 0])),
+        ),
+    )()
     order, moves = strongest(margin(scaled, "metaphase", "interphase"), Z)
     assert set(order[:2]) == {1, 3} and np.allclose(moves[2:], 0)
     figure = law_boundary(scaled, vae, Z, cells.labels, "metaphase", "interphase")
-    assert len(figure.axes) == 2 + 14                                                                # map, colour bar, seven cells an axis
+    # map, colour bar, seven cells an axis
+    assert len(figure.axes) == 2 + 14
     assert len(traversals(vae, [0, 2], n_steps=5).axes) == 10
     with pytest.raises(ValueError, match="unknown class"): margin(law, "telophase")
 
@@ -270,12 +349,15 @@ def test_names_hold_up_under_chance():
 def test_of_many_images_the_aligned_targets_are_made_for_each_batch_and_are_the_same(monkeypatch):
     from cellinterp.factors import vae as module
     images = simulate_nuclei(60, size=48, random_state=0).images
-    model = module.VAE(3, "beta", frame="aligned", max_steps=3, hidden=8, widths=(4, 4, 4, 4), device="cpu", random_state=0)
+    model = module.VAE(
+        3, "beta", frame="aligned", max_steps=3, hidden=8, widths=(4, 4, 4, 4), device="cpu", random_state=0
+    )
     model._learn_scale(images)
     rows = torch.tensor([3, 50, 7])
     crops, spectra = model._targets(images, model._pixels(images))[0](rows, None)
     np.testing.assert_allclose(spectra, _whitened(model, images[rows]), atol=1e-3)
-    monkeypatch.setattr(module, "_KEEP", 20)                                               # statistics of 20 images, targets of 60
+    # statistics of 20 images, targets of 60
+    monkeypatch.setattr(module, "_KEEP", 20)
     crops_anew, spectra_anew = model._targets(images, model._pixels(images))[0](rows, None)
     assert torch.equal(crops, crops_anew) and len(model.spectrum_axes_) == 19
     np.testing.assert_allclose(spectra_anew, _whitened(model, images[rows]), atol=1e-3)
@@ -284,7 +366,9 @@ def test_of_many_images_the_aligned_targets_are_made_for_each_batch_and_are_the_
 
 def _whitened(model, images):
     from cellinterp.training.augment import polar_spectra
-    return (polar_spectra(model._scaled(torch.as_tensor(images.astype(np.float32)))).numpy() - model.spectrum_mean_) @ model.spectrum_axes_.T
+    return (
+        polar_spectra(model._scaled(torch.as_tensor(images.astype(np.float32)))).numpy() - model.spectrum_mean_
+    ) @ model.spectrum_axes_.T
 
 
 def test_a_factor_is_named_after_what_its_traversal_changes_at_every_step():
@@ -295,26 +379,43 @@ def test_a_factor_is_named_after_what_its_traversal_changes_at_every_step():
         edge = (12 + 2 * Z[:, 0] + wobble * np.sin(9 * Z[:, 0]))[:, None, None, None]
         return (100 - 10 * Z[:, 1])[:, None, None, None] / (1 + np.exp(r - edge))
     named = traversal_names(draw, Z)
-    assert named.along.tolist() == ["area", "intensity", "unnamed"] and named.change[0] > 2 and named.change[1] < -2 and named.change[2] == 0
-    assert traversal_names(lambda Z: draw(Z, 4.0), Z, properties=["area"]).along[0] == "unnamed"      # it grows, but not at every step
+    assert (
+        named.along.tolist() == ["area", "intensity", "unnamed"]
+        and named.change[0] > 2
+        and named.change[1] < -2
+        and named.change[2] == 0
+    )
+    # it grows, but not at every step
+    assert traversal_names(lambda Z: draw(Z, 4.0), Z, properties=["area"]).along[0] == "unnamed"
     assert traversal_names(draw, Z, properties=["area"], least=100).along.tolist() == ["unnamed"] * 3
 
 def test_a_thinned_head_is_a_law(cells, tmp_path):
-    "As many weights as asked for, the same decisions as the head, also after saving; and with a checkpoint the training goes on where it was."
+    """As many weights as asked for, the same decisions as the head, also after saving; and with a checkpoint the
+    training goes on where it was.
+    """
     options = dict(frame="aligned", supervision=.5, hidden=32, max_steps=40, **SMALL)
     thin = VAE(5, "beta", head_terms=7, **options).fit(cells.images, cells.labels)
     law = thin.head_law(digits=12)
     assert int(thin.module_.head.mask.sum()) == 7 == sum(e.count("*z") for e in law.expressions_)
-    np.testing.assert_allclose(law.predict_proba(thin.transform(cells.images)), thin.head_proba(cells.images), atol=1e-5)
+    np.testing.assert_allclose(
+        law.predict_proba(thin.transform(cells.images)), thin.head_proba(cells.images), atol=1e-5
+    )
     save(thin, tmp_path / "thin")
     np.testing.assert_array_equal(load(tmp_path / "thin").head_law().expressions_, thin.head_law().expressions_)
     full = VAE(5, "beta", **options).fit(cells.images, cells.labels)
     assert sum(e.count("*z") for e in full.head_law().expressions_) == 5 * len(full.classes_)
     two = cells.labels == cells.labels[0]
     pair = VAE(3, "beta", head_terms=2, **options).fit(cells.images, np.where(two, "this", "other"))
-    np.testing.assert_allclose(pair.head_law(digits=12).predict_proba(pair.transform(cells.images)), pair.head_proba(cells.images), atol=1e-5)
-    for wrong, message in ((dict(head_terms=3), "supervision > 0"), (dict(head_terms=3, head_hidden=(4,), supervision=1.), "linear head"), (dict(head_terms=0, supervision=1.), "at least 1")):
-        with pytest.raises(ValueError, match=message): VAE(3, **wrong).fit(cells.images, cells.labels)
+    np.testing.assert_allclose(
+        pair.head_law(digits=12).predict_proba(pair.transform(cells.images)), pair.head_proba(cells.images), atol=1e-5
+    )
+    for wrong, message in (
+        (dict(head_terms=3), "supervision > 0"),
+        (dict(head_terms=3, head_hidden=(4,), supervision=1.0), "linear head"),
+        (dict(head_terms=0, supervision=1.0), "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VAE(3, **wrong).fit(cells.images, cells.labels)
     hidden = VAE(3, "beta", head_hidden=(6,), **options).fit(cells.images, cells.labels)
     assert hidden.head_proba(cells.images).shape == (len(cells.images), len(hidden.classes_))
     with pytest.raises(ValueError, match="linear head"): hidden.head_law()
@@ -322,17 +423,26 @@ def test_a_thinned_head_is_a_law(cells, tmp_path):
 
 @pytest.mark.parametrize("harmonic", [1, 2, 3])
 def test_pairs_that_turn_with_the_image_are_found_wherever_they_are(harmonic):
-    "Two planted circles of different centres among still and noisy factors; their norms are the radii whatever the angle."
+    """Two planted circles of different centres among still and noisy factors; their norms are the radii whatever the
+    angle.
+    """
     from cellinterp.factors.naming import pair_norms, turning_pairs
     rng = np.random.default_rng(harmonic)
     places = rng.permutation(7)
-    phase, radius, still, centre = rng.uniform(0, 2 * np.pi, (2, 80)), rng.gamma(3, 1, (2, 80)), rng.normal(size=(80, 7)), rng.normal(size=7)
+    phase, radius, still, centre = (
+        rng.uniform(0, 2 * np.pi, (2, 80)),
+        rng.gamma(3, 1, (2, 80)),
+        rng.normal(size=(80, 7)),
+        rng.normal(size=7),
+    )
     turned = []
     for a in range(8):
-        Z = still + rng.normal(size=(80, 7)) * .1                                        # what turning changes by accident
+        # what turning changes by accident
+        Z = still + rng.normal(size=(80, 7)) * .1
         for k in range(2):
             t = harmonic * 2 * np.pi * a / 8 + phase[k]
-            for place, wave in zip(places[2 * k:2 * k + 2], (np.cos(t), np.sin(t))): Z[:, place] = centre[place] + radius[k] * wave
+            for place, wave in zip(places[2 * k : 2 * k + 2], (np.cos(t), np.sin(t))):
+                Z[:, place] = centre[place] + radius[k] * wave
         turned.append(Z)
     turned = np.stack(turned)
     pairs = turning_pairs(turned)

@@ -1,4 +1,6 @@
-"""One run on several processes: `accelerate launch` from the shell, `notebook_launcher` from a notebook; two CPU processes (gloo) each."""
+"""One run on several processes: `accelerate launch` from the shell, `notebook_launcher` from a notebook; two CPU
+processes (gloo) each.
+"""
 import os
 import socket
 import subprocess
@@ -28,12 +30,15 @@ def train(folder):
 
 
 def free_port():
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture
 def env(monkeypatch):
-    for key, value in dict(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo").items(): monkeypatch.setenv(key, value)
+    for key, value in dict(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo").items():
+        monkeypatch.setenv(key, value)
 
 
 def check(folder):
@@ -47,9 +52,31 @@ def check(folder):
 
 def test_accelerate_launch(tmp_path, env):
     (tmp_path / "train.py").write_text(TRAIN + f"\ntrain({str(tmp_path)!r})\n")
-    # --multi_gpu is the launcher of several processes; the models ask for the CPU (accelerate launch --cpu would start MPI, or one process)
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                           "--main_process_port", str(free_port()), str(tmp_path / "train.py")], capture_output=True, text=True, timeout=180, env={**os.environ})
+    # --multi_gpu is the launcher of several processes; the models ask for the CPU (accelerate launch --cpu would start
+    # MPI, or one process)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            str(free_port()),
+            str(tmp_path / "train.py"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 0 of 2" in done.stdout and "process 1 of 2" in done.stdout
     check(tmp_path)
@@ -57,10 +84,18 @@ def test_accelerate_launch(tmp_path, env):
 
 def test_notebook_launcher(tmp_path, env):
     "The notebook trains on two processes and goes on in its own: saved model in, metrics out."
-    cells = [new_code_cell('seed = 0\nout = "x"', metadata={"tags": ["parameters"]}),
-             new_code_cell('from cellinterp.runs.run import Run\nrun = Run("two", params=dict(seed=seed, out=out))'), new_code_cell(TRAIN),
-             new_code_cell(f"from accelerate import notebook_launcher\nnotebook_launcher(train, (out,), num_processes=2, use_port='{free_port()}')"),
-             new_code_cell("from cellinterp.training.saving import load\nrun.finish({'steps': len(load(out + '/model').history_)});")]
+    cells = [
+        new_code_cell('seed = 0\nout = "x"', metadata={"tags": ["parameters"]}),
+        new_code_cell('from cellinterp.runs.run import Run\nrun = Run("two", params=dict(seed=seed, out=out))'),
+        new_code_cell(TRAIN),
+        new_code_cell(
+            "from accelerate import notebook_launcher\nnotebook_launcher(train, (out,), num_processes=2,"
+            f" use_port='{free_port()}')"
+        ),
+        new_code_cell(
+            "from cellinterp.training.saving import load\nrun.finish({'steps': len(load(out + '/model').history_)});"
+        ),
+    ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "two.ipynb")
     result = execute(tmp_path / "two.ipynb", {}, tmp_path / "out", progress=False, report=False)
     assert result["metrics"]["steps"] >= 1

@@ -27,9 +27,23 @@ if seed == 1 and not begun: raise ValueError("once")
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CELLINTERP_SCRATCH", str(tmp_path / "scratch"))
-    cells = [new_code_cell('seed = 0\nrate = 1.0\nout = "x"', metadata={"tags": ["parameters"]}), new_code_cell("from cellinterp.runs.run import Run\nrun = Run('far', params=dict(seed=seed, rate=rate, out=out))"),
-             new_code_cell(WORK), new_code_cell("import pandas as pd\nrun.finish({'begun': begun, 'score': seed * rate}, tables={'t': pd.DataFrame({'x': [1]})});")]
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), "far.ipynb")
+    cells = [
+        new_code_cell('seed = 0\nrate = 1.0\nout = "x"', metadata={"tags": ["parameters"]}),
+        new_code_cell(
+            "from cellinterp.runs.run import Run\nrun = Run('far', params=dict(seed=seed, rate=rate, out=out))"
+        ),
+        new_code_cell(WORK),
+        new_code_cell(
+            "import pandas as pd\nrun.finish({'begun': begun, 'score': seed * rate}, tables={'t': pd.DataFrame({'x':"
+            " [1]})});"
+        ),
+    ]
+    nbformat.write(
+        new_notebook(
+            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+        ),
+        "far.ipynb",
+    )
     (tmp_path / "far.yaml").write_text("notebook: far.ipynb\ngrid: {product: {rate: [2]}, seeds: [0, 1]}")
 
 
@@ -38,10 +52,16 @@ def s3():
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
     server.start()
     before = dict(os.environ)
-    os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server._server.server_port}", AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{server._server.server_port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("lab")
     yield "s3://lab"
-    os.environ.clear(); os.environ.update(before)
+    os.environ.clear()
+    os.environ.update(before)
     server.stop()
 
 
@@ -55,11 +75,16 @@ def test_a_run_at_an_address(place, tmp_path):
     out = f"file://{tmp_path}/there" if place == "file" else "memory://there"
     run = Run("far", dict(seed=2, out=out))
     run.finish({"a": 1}, tables={"t": pd.DataFrame({"x": [1]})})
-    assert files(out) == ["result.json", "t.csv"] and read_result(out)["metrics"] == {"a": 1} and read_result(out)["parameters"]["out"] == out
+    assert (
+        files(out) == ["result.json", "t.csv"]
+        and read_result(out)["metrics"] == {"a": 1}
+        and read_result(out)["parameters"]["out"] == out
+    )
     assert run.folder == local_folder(out) and str(run.folder).startswith(str(tmp_path / "scratch"))
     with pytest.raises(ValueError, match="no address"): Run("far", dict(out="nowhere://x"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be made or written to"): Run("far", dict(out=f"file://{tmp_path}/file/below"))
+    with pytest.raises(OSError, match="cannot be made or written to"):
+        Run("far", dict(out=f"file://{tmp_path}/file/below"))
 
 
 def test_execute_to_an_address_and_resume_elsewhere(tmp_path, monkeypatch):
@@ -74,7 +99,8 @@ def test_execute_to_an_address_and_resume_elsewhere(tmp_path, monkeypatch):
 def test_a_sweep_on_s3_is_the_sweep_on_disk(s3, tmp_path, monkeypatch):
     rows = [sweep("far.yaml", out, workers=2, report=out != "here", progress=False) for out in ("here", f"{s3}/sweep")]
     assert [r["state"] for r in rows[1]] == ["done", "failed"]
-    monkeypatch.setenv("CELLINTERP_SCRATCH", str(tmp_path / "another machine"))     # which knows nothing but what is on the server
+    # which knows nothing but what is on the server
+    monkeypatch.setenv("CELLINTERP_SCRATCH", str(tmp_path / "another machine"))
     assert [r["state"] for r in sweep("far.yaml", f"{s3}/sweep", dry_run=True)] == ["finished", "failed"]
     again = sweep("far.yaml", f"{s3}/sweep", workers=2, report=False, progress=False)
     assert [r["state"] for r in again] == ["finished", "done"]
@@ -82,21 +108,41 @@ def test_a_sweep_on_s3_is_the_sweep_on_disk(s3, tmp_path, monkeypatch):
     drop = ["seconds", "peak_memory_mb"]
     there, disk = collect(f"{s3}/sweep").drop(columns=drop), collect("here").drop(columns=drop)
     pd.testing.assert_frame_equal(there, disk)
-    assert list(there.begun) == [0, 3]                                         # the failed ones went on from the checkpoint that had been copied
+    # the failed ones went on from the checkpoint that had been copied
+    assert list(there.begun) == [0, 3]
     compare(f"{s3}/sweep")
     names = {f.rpartition("/")[2] for f in files(f"{s3}/sweep")}
-    assert {"result.json", "executed.ipynb", "report.html", "t.csv", "index.html", "table.parquet", "metric.svg", "sweep.json"} <= names and not any("checkpoint" in f for f in files(f"{s3}/sweep") if "result" in f)
+    assert {
+        "result.json",
+        "executed.ipynb",
+        "report.html",
+        "t.csv",
+        "index.html",
+        "table.parquet",
+        "metric.svg",
+        "sweep.json",
+    } <= names and not any("checkpoint" in f for f in files(f"{s3}/sweep") if "result" in f)
 
 
 def test_plain_papermill_writes_to_s3_too(s3):
     "papermill's own handler takes the notebook, Run the results."
     import papermill
-    papermill.execute_notebook("far.ipynb", f"{s3}/plain/executed.ipynb", parameters=dict(rate=3.0, out=f"{s3}/plain"), kernel_name="python3", progress_bar=False)
-    assert files(f"{s3}/plain") == ["executed.ipynb", "result.json", "t.csv"] and read_result(f"{s3}/plain")["parameters"]["rate"] == 3
+    papermill.execute_notebook(
+        "far.ipynb",
+        f"{s3}/plain/executed.ipynb",
+        parameters=dict(rate=3.0, out=f"{s3}/plain"),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    assert (
+        files(f"{s3}/plain") == ["executed.ipynb", "result.json", "t.csv"]
+        and read_result(f"{s3}/plain")["parameters"]["rate"] == 3
+    )
     pull(f"{s3}/plain")
     assert json.loads((local_folder(f"{s3}/plain") / "executed.ipynb").read_text())["cells"][0]
 
 
 def test_an_address_that_does_not_answer_starts_nothing(s3):
-    with pytest.raises(OSError, match="NoSuchBucket|cannot be made or written to"): execute("./far.ipynb", {}, "s3://no-such-bucket-here/x", progress=False)
+    with pytest.raises(OSError, match="NoSuchBucket|cannot be made or written to"):
+        execute("./far.ipynb", {}, "s3://no-such-bucket-here/x", progress=False)
     with pytest.raises(OSError, match="cannot be"): sweep("far.yaml", "s3://no-such-bucket-here/x", progress=False)

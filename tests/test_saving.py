@@ -34,7 +34,11 @@ class Net(TransformerMixin, BaseEstimator):
 
     def _build(self):
         import torch
-        return torch.nn.Sequential(torch.nn.Linear(self.n_features_in_, self.width), torch.nn.BatchNorm1d(self.width), torch.nn.Linear(self.width, 2))
+        return torch.nn.Sequential(
+            torch.nn.Linear(self.n_features_in_, self.width),
+            torch.nn.BatchNorm1d(self.width),
+            torch.nn.Linear(self.width, 2),
+        )
 
     def fit(self, X, y=None):
         import torch
@@ -52,7 +56,8 @@ class Net(TransformerMixin, BaseEstimator):
 
 
 def round_trip(value, tmp_path):
-    est = Holder(); est.value_ = value
+    est = Holder()
+    est.value_ = value
     return load(save(est, tmp_path / "m", classes=[Holder]), classes=[Holder]).value_
 
 
@@ -71,8 +76,15 @@ def tamper(folder, change):
 
 # ---- round trips
 
-@pytest.mark.parametrize("est", [make_pipeline(StandardScaler(), PCA(2), LogisticRegression()), make_pipeline(MinMaxScaler(), MLPClassifier((7,), max_iter=15, tol=1., random_state=0)),
-                                 make_pipeline("passthrough", LogisticRegression(C=1e-3))], ids=lambda e: e.steps[-1][0] + e.steps[0][0])
+@pytest.mark.parametrize(
+    "est",
+    [
+        make_pipeline(StandardScaler(), PCA(2), LogisticRegression()),
+        make_pipeline(MinMaxScaler(), MLPClassifier((7,), max_iter=15, tol=1.0, random_state=0)),
+        make_pipeline("passthrough", LogisticRegression(C=1e-3)),
+    ],
+    ids=lambda e: e.steps[-1][0] + e.steps[0][0],
+)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_predictions_are_the_same_to_the_bit(est, order, tmp_path):
     est = clone(est).fit(np.asarray(X, order=order), STATES)
@@ -96,14 +108,24 @@ def test_layout_is_kept_since_sums_depend_on_it(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(hnp.arrays(st.sampled_from([np.bool_, np.int8, np.uint8, np.int64, np.uint64, np.float16, np.float32, np.float64]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+@given(
+    hnp.arrays(
+        st.sampled_from([np.bool_, np.int8, np.uint8, np.int64, np.uint64, np.float16, np.float32, np.float64]),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    )
+)
 def test_any_array_comes_back(tmp_path_factory, a):
     b = round_trip(a, tmp_path_factory.mktemp("a"))
     assert b.dtype == a.dtype and b.shape == a.shape and a.tobytes() == b.tobytes()
 
 
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                     lambda v: st.lists(v, max_size=3) | st.tuples(v, v) | st.dictionaries(st.text(max_size=3) | st.integers(), v, max_size=3), max_leaves=8)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=3)
+    | st.tuples(v, v)
+    | st.dictionaries(st.text(max_size=3) | st.integers(), v, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,9 +136,11 @@ def test_any_plain_value_comes_back(tmp_path_factory, value):
 
 
 def test_text_tables_sparse_and_tensors(tmp_path):
-    from scipy import sparse
     import torch
-    frame = pd.DataFrame({"class": ["a", "b"], "loss": [.1, np.nan], "n": [1, 2], "selected": [True, False]}, index=[3, 7])
+    from scipy import sparse
+    frame = pd.DataFrame(
+        {"class": ["a", "b"], "loss": [0.1, np.nan], "n": [1, 2], "selected": [True, False]}, index=[3, 7]
+    )
     pd.testing.assert_frame_equal(round_trip(frame, tmp_path), frame)
     pd.testing.assert_series_equal(round_trip(frame["loss"], tmp_path), frame["loss"])
     text = np.array([["a", "bcd"], ["", "é"]], dtype="<U9")
@@ -131,7 +155,8 @@ def test_text_tables_sparse_and_tensors(tmp_path):
 
 
 def test_nested_estimators_in_arguments_and_attributes(tmp_path):
-    est = Holder(argument=LogisticRegression(C=.5)); est.inner_ = {"a": [StandardScaler().fit(X)]}
+    est = Holder(argument=LogisticRegression(C=0.5))
+    est.inner_ = {"a": [StandardScaler().fit(X)]}
     again = load(save(est, tmp_path / "m", classes=[Holder]), classes=[Holder])
     assert again.argument.C == .5 and np.array_equal(again.inner_["a"][0].transform(X), est.inner_["a"][0].transform(X))
 
@@ -148,7 +173,8 @@ def test_every_whitelisted_class_exists():
 
 
 def test_only_estimators_defined_there_count():
-    for name in "cellinterp.laws.symbolic.BaseEstimator", "cellinterp.laws.symbolic.Lambda":          # imported there; not an estimator
+    # imported there; not an estimator
+    for name in "cellinterp.laws.symbolic.BaseEstimator", "cellinterp.laws.symbolic.Lambda":
         with pytest.raises(SaveError, match="not an estimator defined there"): find_class(name)
 
 
@@ -166,10 +192,17 @@ def test_what_cannot_be_saved_leaves_the_old_model(model):
     est, folder = model
     before = (folder / "config.json").read_bytes()
     bad = Holder(argument=lambda: 0)
-    for broken, message in [(make_pipeline(FunctionTransformer(np.log1p)), "FunctionTransformer"), (LogisticRegression(C=print), r"model\.C"), (Holder(), "classes="), ("text", "estimator")]:
-        with pytest.raises(SaveError, match=message): save(broken, folder)
+    for broken, message in [
+        (make_pipeline(FunctionTransformer(np.log1p)), "FunctionTransformer"),
+        (LogisticRegression(C=print), r"model\.C"),
+        (Holder(), "classes="),
+        ("text", "estimator"),
+    ]:
+        with pytest.raises(SaveError, match=message):
+            save(broken, folder)
     with pytest.raises(SaveError, match="model.argument is a builtins.function"): save(bad, folder, classes=[Holder])
-    loop = Holder(); loop.self_ = [loop]
+    loop = Holder()
+    loop.self_ = [loop]
     with pytest.raises(SaveError, match="refers back"): save(loop, folder, classes=[Holder])
     assert (folder / "config.json").read_bytes() == before and [p.name for p in folder.parent.iterdir()] == ["model"]
     assert np.array_equal(load(folder).predict_proba(X), est.predict_proba(X))
@@ -204,16 +237,38 @@ def test_files_that_are_not_there_or_not_whole(model, tmp_path):
 
 # ---- hostile files
 
-HOSTILE_CLASSES = ["os.system", "builtins.eval", "subprocess.Popen", "pickle.loads", "cellinterp.training.saving.os", "cellinterp.training.saving.SaveError", "cellinterp.training.saving.Path",
-                   "cellinterp..os.System", "cellinterp.training.saving.save.__globals__", "cellinterp.runs.cli.App", "cellinterp.nothing.Here", "../../evil.Evil", "sklearn.pipeline.os",
-                   "sklearn.preprocessing._function_transformer.FunctionTransformer", "sklearn.utils.Bunch", "evil.Evil", "", None, 7, ["os.system"], {"a": 1}]
+HOSTILE_CLASSES = [
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "pickle.loads",
+    "cellinterp.training.saving.os",
+    "cellinterp.training.saving.SaveError",
+    "cellinterp.training.saving.Path",
+    "cellinterp..os.System",
+    "cellinterp.training.saving.save.__globals__",
+    "cellinterp.runs.cli.App",
+    "cellinterp.nothing.Here",
+    "../../evil.Evil",
+    "sklearn.pipeline.os",
+    "sklearn.preprocessing._function_transformer.FunctionTransformer",
+    "sklearn.utils.Bunch",
+    "evil.Evil",
+    "",
+    None,
+    7,
+    ["os.system"],
+    {"a": 1},
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE_CLASSES, ids=str)
 def test_a_hostile_class_is_refused(name, model, tmp_path, monkeypatch):
     est, folder = model
     mark = tmp_path / "executed"
-    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w'); from sklearn.base import BaseEstimator\nclass Evil(BaseEstimator): pass")
+    (tmp_path / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w'); from sklearn.base import BaseEstimator\nclass Evil(BaseEstimator): pass"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     for place in ("model", "step"):
         def change(c):
@@ -224,34 +279,75 @@ def test_a_hostile_class_is_refused(name, model, tmp_path, monkeypatch):
     assert not mark.exists() and "evil" not in sys.modules
 
 
-@pytest.mark.parametrize("attribute", ["__class__", "__dict__", "__init__", "_sk_visual_block_", "predict", "transform", "coef", "__reduce__", "x.y_", "", "coef_\n"])
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        "__class__",
+        "__dict__",
+        "__init__",
+        "_sk_visual_block_",
+        "predict",
+        "transform",
+        "coef",
+        "__reduce__",
+        "x.y_",
+        "",
+        "coef_\n",
+    ],
+)
 def test_a_hostile_attribute_is_refused(attribute, model):
     _, folder = model
     tamper(folder, lambda c: c["model"]["params"]["steps"][1]["items"][1]["state"].update({attribute: "x"}))
-    with pytest.raises(SaveError, match="not a learnt attribute"): load(folder)
+    with pytest.raises(SaveError, match="not a learnt attribute"):
+        load(folder)
 
 
 def node_of(c): return c["model"]["params"]["steps"][1]["items"][1]["state"]
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: node_of(c)["coef_"].update(key="../../../etc/passwd"), lambda c: node_of(c)["coef_"].update(shape=[1, 1]), lambda c: node_of(c)["coef_"].update(dtype="object"),
-    lambda c: node_of(c)["coef_"].pop("key"), lambda c: node_of(c).update(coef_={"$": "strings", "items": [1], "shape": [1], "width": 1}),
-    lambda c: node_of(c).update(coef_={"$": "strings", "items": ["a"], "shape": [5], "width": 1}), lambda c: node_of(c).update(coef_={"$": "__init__"}),
-    lambda c: node_of(c).update(coef_={"$": "pickle", "value": "gASV"}), lambda c: node_of(c).update(coef_={"$": ["array"]}), lambda c: node_of(c).update(coef_={"$": "float", "value": "__import__('os')"}),
-    lambda c: node_of(c).update(coef_={"$": "sparse", "class": "load_npz", "shape": [1, 1], "data": 0, "indices": 0, "indptr": 0}), lambda c: node_of(c).update(coef_={"$": "tensor", "dtype": "load", "value": node_of(c)["coef_"]}),
-    lambda c: node_of(c).update(module_={"$": "module", "key": "x", "names": [], "bfloat16": []}), lambda c: c["model"]["params"].update(steps=[1]), lambda c: c["model"]["params"].update(steps="os"),
-    lambda c: c["model"]["params"].update(__class__="os.system"), lambda c: c["model"].update(state=[1]), lambda c: c["model"].pop("class"), lambda c: c.update(model=None), lambda c: c.update(model=[1]),
-    lambda c: c.update(schema=99), lambda c: c.update(format="pickle"), lambda c: c["model"]["params"].update(steps=[{"$": "tuple", "items": ["a", {"$": "dict", "items": []}]}])], ids=range(23))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: node_of(c)["coef_"].update(key="../../../etc/passwd"),
+        lambda c: node_of(c)["coef_"].update(shape=[1, 1]),
+        lambda c: node_of(c)["coef_"].update(dtype="object"),
+        lambda c: node_of(c)["coef_"].pop("key"),
+        lambda c: node_of(c).update(coef_={"$": "strings", "items": [1], "shape": [1], "width": 1}),
+        lambda c: node_of(c).update(coef_={"$": "strings", "items": ["a"], "shape": [5], "width": 1}),
+        lambda c: node_of(c).update(coef_={"$": "__init__"}),
+        lambda c: node_of(c).update(coef_={"$": "pickle", "value": "gASV"}),
+        lambda c: node_of(c).update(coef_={"$": ["array"]}),
+        lambda c: node_of(c).update(coef_={"$": "float", "value": "__import__('os')"}),
+        lambda c: node_of(c).update(
+            coef_={"$": "sparse", "class": "load_npz", "shape": [1, 1], "data": 0, "indices": 0, "indptr": 0}
+        ),
+        lambda c: node_of(c).update(coef_={"$": "tensor", "dtype": "load", "value": node_of(c)["coef_"]}),
+        lambda c: node_of(c).update(module_={"$": "module", "key": "x", "names": [], "bfloat16": []}),
+        lambda c: c["model"]["params"].update(steps=[1]),
+        lambda c: c["model"]["params"].update(steps="os"),
+        lambda c: c["model"]["params"].update(__class__="os.system"),
+        lambda c: c["model"].update(state=[1]),
+        lambda c: c["model"].pop("class"),
+        lambda c: c.update(model=None),
+        lambda c: c.update(model=[1]),
+        lambda c: c.update(schema=99),
+        lambda c: c.update(format="pickle"),
+        lambda c: c["model"]["params"].update(steps=[{"$": "tuple", "items": ["a", {"$": "dict", "items": []}]}]),
+    ],
+    ids=range(23),
+)
 def test_a_malformed_file_raises_one_kind_of_error(change, model):
     _, folder = model
     tamper(folder, change)
-    with pytest.raises(SaveError): load(folder)
+    with pytest.raises(SaveError):
+        load(folder)
 
 
 def test_depth_cannot_crash_the_reader(model):
     _, folder = model
-    (folder / "config.json").write_text('{"format": "cellinterp-model", "schema": 1, "model": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    (folder / "config.json").write_text(
+        '{"format": "cellinterp-model", "schema": 1, "model": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    )
     with pytest.raises(SaveError): load(folder)
 
 
@@ -265,6 +361,9 @@ def test_a_cache_of_pickles_is_neither_saved_nor_believed(tmp_path):
 
 def test_torch_is_not_imported_unless_needed(model):
     _, folder = model
-    code = f"import sys; from cellinterp.training.saving import load; load({str(folder)!r}); assert 'torch' not in sys.modules, 'torch was imported'"
+    code = (
+        f"import sys; from cellinterp.training.saving import load; load({str(folder)!r}); assert 'torch' not in"
+        " sys.modules, 'torch was imported'"
+    )
     env = {**os.environ, "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=60)

@@ -1,9 +1,12 @@
-"""Simulated nuclei and morphology, as installed: determinism, known answers, and that the task stays neither trivial nor hopeless."""
+"""Simulated nuclei and morphology, as installed: determinism, known answers, and that the task stays neither trivial
+nor hopeless.
+"""
 import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from cellinterp.data.images import ImageSet
@@ -57,7 +60,18 @@ def test_every_image_has_its_object_in_the_middle(cells, shape):
 def test_true_factors(cells):
     f, y = cells.factors, cells.labels
     assert list(f) == FACTORS and len(f) == 1500
-    everywhere = ["size", "eccentricity", "orientation", "condensation", "brightness", "focus", "background", "offset_y", "offset_x", "n_neighbours"]
+    everywhere = [
+        "size",
+        "eccentricity",
+        "orientation",
+        "condensation",
+        "brightness",
+        "focus",
+        "background",
+        "offset_y",
+        "offset_x",
+        "n_neighbours",
+    ]
     assert f[everywhere].notna().all(axis=None)
     assert f.orientation.between(0, np.pi).all() and f.eccentricity.between(0, 1, inclusive="left").all()
     assert (f.focus >= 0).all() and (f.brightness > 0).all() and f["size"].between(3, 40).all()
@@ -83,7 +97,11 @@ def test_true_factors_are_in_the_pixels(cells, shape):
 
 def test_states_look_as_they_should(cells, shape):
     m = shape.groupby(cells.labels).median()
-    assert m.area.idxmax() == "interphase" and m.eccentricity.idxmax() == "metaphase" and m.texture.idxmin() == "interphase"
+    assert (
+        m.area.idxmax() == "interphase"
+        and m.eccentricity.idxmax() == "metaphase"
+        and m.texture.idxmin() == "interphase"
+    )
 
 
 def test_neither_trivial_for_pixels_nor_for_hand_made_features(cells, shape):
@@ -95,7 +113,9 @@ def test_neither_trivial_for_pixels_nor_for_hand_made_features(cells, shape):
     from sklearn.preprocessing import StandardScaler
 
     y, X, S = cells.labels, cells.images.reshape(1500, -1) / 255, shape.fillna(-1).to_numpy()
-    linear = make_pipeline(PCA(50, random_state=0), StandardScaler(), LogisticRegression(max_iter=300)).fit(X[:1200], y[:1200])
+    linear = make_pipeline(PCA(50, random_state=0), StandardScaler(), LogisticRegression(max_iter=300)).fit(
+        X[:1200], y[:1200]
+    )
     forest = RandomForestClassifier(200, random_state=0).fit(S[:1200], y[:1200])
     by_pixels = balanced_accuracy_score(y[1200:], linear.predict(X[1200:]))
     by_shape = balanced_accuracy_score(y[1200:], forest.predict(S[1200:]))
@@ -104,7 +124,9 @@ def test_neither_trivial_for_pixels_nor_for_hand_made_features(cells, shape):
 
 
 def test_size_scales_the_pixels_not_the_cells():
-    small, large = simulate_nuclei(200, 48, random_state=2, classes=["interphase"]), simulate_nuclei(200, 96, random_state=2, classes=["interphase"])
+    small, large = simulate_nuclei(200, 48, random_state=2, classes=["interphase"]), simulate_nuclei(
+        200, 96, random_state=2, classes=["interphase"]
+    )
     assert small.images.shape[2:] == (48, 48) and large.images.shape[2:] == (96, 96)
     a, b = measure(small).area.median(), measure(large).area.median()
     assert abs(a / b - 1) < 0.15  # µm²
@@ -132,13 +154,16 @@ def test_one_class_and_bad_arguments():
 # --- measure
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(a=st.floats(9, 20), ratio=st.floats(0.45, 0.95), degrees=st.floats(0, 180), dy=st.floats(-4, 4), dx=st.floats(-4, 4))
+@given(
+    a=st.floats(9, 20), ratio=st.floats(0.45, 0.95), degrees=st.floats(0, 180), dy=st.floats(-4, 4), dx=st.floats(-4, 4)
+)
 def test_drawn_ellipse_is_measured_as_drawn(a, ratio, degrees, dy, dx):
     b = a * ratio
     m = measure(ellipse(a, b, degrees, dy=dy, dx=dx)[None]).iloc[0]
-    e, t = np.sqrt(1 - ratio ** 2), np.deg2rad(degrees)
+    e, t = np.sqrt(1 - ratio**2), np.deg2rad(degrees)
     assert abs(m.area - np.pi * a * b) < 0.5 * np.pi * (a + b)  # the outline is right to half a pixel
-    assert np.hypot(m.ecc_cos2 - e * np.cos(2 * t), m.ecc_sin2 - e * np.sin(2 * t)) < (0.08 if e > 0.5 else 0.25)  # of a near-disc it is hard to tell
+    # of a near-disc it is hard to tell
+    assert np.hypot(m.ecc_cos2 - e * np.cos(2 * t), m.ecc_sin2 - e * np.sin(2 * t)) < (0.08 if e > 0.5 else 0.25)
     assert abs(m.major_axis - 2 * a) < 1.2 and m.solidity > 0.9 and m.n_components == 1
     assert abs(m.intensity - 94) < 9 and abs(m.peak - 100) < 8
 
@@ -172,7 +197,16 @@ def test_units_types_and_channels():
 def test_empty_images_are_nan_and_do_not_disturb_others():
     rng = np.random.default_rng(0)
     image = ellipse(12, 9, 0)
-    stack = np.stack([np.zeros((64, 64)), image, np.full((64, 64), np.nan), rng.normal(50, 5, (64, 64)), np.full((64, 64), 7.0), image])
+    stack = np.stack(
+        [
+            np.zeros((64, 64)),
+            image,
+            np.full((64, 64), np.nan),
+            rng.normal(50, 5, (64, 64)),
+            np.full((64, 64), 7.0),
+            image,
+        ]
+    )
     table = measure(stack)
     assert table.index.tolist() == list(range(6)) and list(table) == MORPHOLOGY
     assert table.isna().all(axis=1).tolist() == [True, False, True, True, True, False]

@@ -1,10 +1,13 @@
-"""Tables of laws on the installed package: LaTeX that says what the law says, pairs, and stability over seeds against hand counts."""
+"""Tables of laws on the installed package: LaTeX that says what the law says, pairs, and stability over seeds against
+hand counts.
+"""
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
@@ -13,7 +16,15 @@ from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from cellinterp.laws import SymbolicClassifier, SymbolicRegressor, symbolic
 from cellinterp.laws.expressions import compile_numpy
 from cellinterp.laws.symbolic import ratio_law
-from cellinterp.laws.tables import factor_table, latex_table, law_table, margin_names, pairs_table, ratio_interval, stability
+from cellinterp.laws.tables import (
+    factor_table,
+    latex_table,
+    law_table,
+    margin_names,
+    pairs_table,
+    ratio_interval,
+    stability,
+)
 
 QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500, n_edits=15, random_state=0)
 
@@ -46,7 +57,11 @@ X = np.random.default_rng(0).normal(size=(4000, 12))
 
 def test_law_table():
     table = law_table(Law(["2*z10 + z9", "z3*z3", "0.5"], ["a", "b", "c"], NAMES))
-    assert table["class"].tolist() == ["a", "b", "c"] and table.factors.tolist() == ["z9, z10", "z3", ""] and table.nodes.tolist() == [5, 2, 1]
+    assert (
+        table["class"].tolist() == ["a", "b", "c"]
+        and table.factors.tolist() == ["z9, z10", "z3", ""]
+        and table.nodes.tolist() == [5, 2, 1]
+    )
     assert margin_names(Law(["z0"], ["no", "yes"], NAMES)) == ["yes"]
 
 
@@ -64,7 +79,13 @@ def test_latex_compiles_in_outline_and_escapes_text():
     for name in ("table", "tabular"): assert source.count(rf"\begin{{{name}}}") == source.count(rf"\end{{{name}}}") == 1
     rows = [r for r in source.splitlines() if r.endswith(r"\\")]
     assert len(rows) == 2 + 3 + 4 and all(len(re.findall(r"(?<!\\)&", r)) == 2 for r in rows)
-    assert r"a\_1 \& b" in source and r"50 \%" in source and r"area\_\textmu{}m$^2$, r = $-$0.9" in source and r"\caption{A\_1}" in source and r"\label{tab:law}" in source
+    assert (
+        r"a\_1 \& b" in source
+        and r"50 \%" in source
+        and r"area\_\textmu{}m$^2$, r = $-$0.9" in source
+        and r"\caption{A\_1}" in source
+        and r"\label{tab:law}" in source
+    )
     assert source.count("{") == source.count("}") and source.count("$") % 2 == 0
     assert all(ord(c) < 128 for c in source)
 
@@ -77,7 +98,8 @@ def test_pairs_decide_as_they_say():
         both = np.isin(y, [row.positive, row.negative])
         from cellinterp.laws.expressions import compile_numpy
         value = compile_numpy(row.equation, ["z0", "z1", "z2"])(X[:400, :3][both])
-        assert ((value > 0) == (y[both] == row.positive)).mean() > .9                        # the sides are named the right way round
+        # the sides are named the right way round
+        assert ((value > 0) == (y[both] == row.positive)).mean() > .9
     rest = pairs_table(OneVsRestClassifier(SymbolicClassifier(**QUICK)).fit(X[:400, :3], y))
     assert rest.positive.tolist() == ["left", "right", "up"] and set(rest.negative) == {"the rest"}
 
@@ -85,7 +107,8 @@ def test_pairs_decide_as_they_say():
 def test_pairs_refuse():
     y = np.resize([0, 1, 2], 60)
     with pytest.raises(TypeError, match="got LogisticRegression"): pairs_table(LogisticRegression())
-    with pytest.raises(TypeError, match="parts must be SymbolicClassifiers; got LogisticRegression"): pairs_table(OneVsOneClassifier(LogisticRegression()).fit(X[:60], y))
+    with pytest.raises(TypeError, match="parts must be SymbolicClassifiers; got LogisticRegression"):
+        pairs_table(OneVsOneClassifier(LogisticRegression()).fit(X[:60], y))
 
 
 def test_stability_by_hand():
@@ -120,7 +143,13 @@ def test_the_interval_of_a_ratio_against_drawing_the_rows():
     tables = np.arange(400) % 2
     of = [[np.flatnonzero((wells == w) & (tables == t)) for w in range(10)] for t in (0, 1)]
     def score(said, drawn):                                              # of classes that were drawn
-        return np.mean([recall_score(truth[rows], said[rows], labels=np.unique(truth[rows]), average="macro") for of_table in of for rows in [np.concatenate([np.repeat(r, k) for r, k in zip(of_table, drawn)])]])
+        return np.mean(
+            [
+                recall_score(truth[rows], said[rows], labels=np.unique(truth[rows]), average="macro")
+                for of_table in of
+                for rows in [np.concatenate([np.repeat(r, k) for r, k in zip(of_table, drawn)])]
+            ]
+        )
     draws = np.random.default_rng(7).multinomial(10, np.full(10, .1), 60)
     slow = [score(a, d) / score(b, d) for d in draws]
     got = ratio_interval(truth, a, b, wells, tables=tables, level=.9, n_draws=60, random_state=7)
@@ -128,18 +157,32 @@ def test_the_interval_of_a_ratio_against_drawing_the_rows():
 
 
 def test_an_interval_covers_and_knows_what_is_paired():
-    "Of a model and itself nothing is left to chance; repeats of the same decisions add nothing; 95 % intervals of draws from one population cover its ratio."
+    """Of a model and itself nothing is left to chance; repeats of the same decisions add nothing; 95 % intervals of
+    draws from one population cover its ratio.
+    """
     truth, a, b, wells = decisions()
     assert ratio_interval(truth, b, b, wells) == (1, 1, 1)
     twice = [np.tile(v, 2) for v in (truth, a, b, wells)]
     assert ratio_interval(*twice, tables=np.repeat([0, 1], 400)) == pytest.approx(ratio_interval(truth, a, b, wells))
-    def sample(seed, wells):                                             # 2 classes; a is right .9, b .8 of the time, on the same hard cells; wells of 10 alike
-        r = np.random.default_rng(seed); n = 10 * wells
+    # 2 classes; a is right .9, b .8 of the time, on the same hard cells; wells of 10 alike
+    def sample(seed, wells):
+        r = np.random.default_rng(seed)
+        n = 10 * wells
         truth, u = r.integers(0, 2, n), .5 * r.random(wells).repeat(10) + .5 * r.random(n)
-        return truth, np.where(u > np.quantile(REFERENCE, .1), truth, 1 - truth), np.where(u > np.quantile(REFERENCE, .2), truth, 1 - truth), np.arange(wells).repeat(10)
+        return (
+            truth,
+            np.where(u > np.quantile(REFERENCE, 0.1), truth, 1 - truth),
+            np.where(u > np.quantile(REFERENCE, 0.2), truth, 1 - truth),
+            np.arange(wells).repeat(10),
+        )
     REFERENCE = .5 * np.random.default_rng(0).random(10**6) + .5 * np.random.default_rng(1).random(10**6)
-    covered = [low <= .9 / .8 <= high for seed in range(200) for _, low, high in [ratio_interval(*sample(seed, 40), n_draws=400)]]
-    assert np.mean(covered) > .95 - 4 * (.95 * .05 / 200) ** .5 - .01    # four standard errors, and a hundredth for the percentile interval's bias
+    covered = [
+        low <= 0.9 / 0.8 <= high
+        for seed in range(200)
+        for _, low, high in [ratio_interval(*sample(seed, 40), n_draws=400)]
+    ]
+    # four standard errors, and a hundredth for the percentile interval's bias
+    assert np.mean(covered) > .95 - 4 * (.95 * .05 / 200) ** .5 - .01
 
 
 def test_an_interval_refuses():
@@ -149,14 +192,16 @@ def test_an_interval_refuses():
     with pytest.raises(ValueError, match="level"): ratio_interval(truth, a, b, wells, level=95)
 
 
-# power laws ---------------------------------------------------------------------------------------------------------------------------------------------------
+# power laws
+# ---------------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("a,b,k", [(1, -2, 0.0), (0.5, 1, -0.5), (3, -1, 0.2)])
 def test_power_laws_are_found_without_a_search(a, b, k):
     from cellinterp.laws.expressions import compile_numpy
     from cellinterp.laws.symbolic import power_law
     P = np.random.default_rng(0).uniform(1, 4, (80, 3))
-    truth = lambda P: 1.7 * P[:, 0] ** a * P[:, 1] ** b * np.exp(k * P[:, 2] ** 2)
+    def truth(P):
+        return 1.7 * P[:, 0] ** a * P[:, 1] ** b * np.exp(k * P[:, 2] ** 2)
     law = power_law(P, truth(P), ["p", "q", "s"], 24, ("*", "/", "sqrt", "square", "exp"))
     wide = np.random.default_rng(1).uniform(.3, 5, (50, 3))
     np.testing.assert_allclose(compile_numpy(law, ["p", "q", "s"])(wide), truth(wide), rtol=1e-6)
@@ -165,10 +210,20 @@ def test_power_laws_are_found_without_a_search(a, b, k):
 
 def test_power_laws_keep_to_the_operators():
     from cellinterp.laws.symbolic import power_law
-    P = np.random.default_rng(0).uniform(1, 4, (80, 2)); names = ["p", "q"]
-    assert power_law(P, P[:, 0] ** .5, names, 9, ("*", "/")) is None and power_law(P, P[:, 0] ** .5, names, 9, ("*", "sqrt")) is not None
-    assert power_law(P, 1 / P[:, 0], names, 9, ("*",)) is None and power_law(P, P[:, 0] ** .8, names, 9, ("*", "/", "sqrt")) is None
-    assert power_law(P, P[:, 0] - 2, names, 9, ("*", "/")) is None and power_law(P, P[:, 0] ** 2 * P[:, 1] ** 2, names, 3, ("*", "/")) is None
+    P = np.random.default_rng(0).uniform(1, 4, (80, 2))
+    names = ["p", "q"]
+    assert (
+        power_law(P, P[:, 0] ** 0.5, names, 9, ("*", "/")) is None
+        and power_law(P, P[:, 0] ** 0.5, names, 9, ("*", "sqrt")) is not None
+    )
+    assert (
+        power_law(P, 1 / P[:, 0], names, 9, ("*",)) is None
+        and power_law(P, P[:, 0] ** 0.8, names, 9, ("*", "/", "sqrt")) is None
+    )
+    assert (
+        power_law(P, P[:, 0] - 2, names, 9, ("*", "/")) is None
+        and power_law(P, P[:, 0] ** 2 * P[:, 1] ** 2, names, 3, ("*", "/")) is None
+    )
 
 
 def test_an_outer_function_is_searched_from_within():
@@ -176,7 +231,14 @@ def test_an_outer_function_is_searched_from_within():
     from cellinterp.laws import SymbolicRegressor
     P = np.random.default_rng(0).uniform(.5, 1.5, (120, 2))
     y = np.exp(P[:, 0] * P[:, 1] - P[:, 1] ** 2)
-    model = SymbolicRegressor(engine="operon", operators=("+", "-", "*", "square", "exp"), max_nodes=12, max_evaluations=6000, n_edits=0, random_state=0).fit(P, y)
+    model = SymbolicRegressor(
+        engine="operon",
+        operators=("+", "-", "*", "square", "exp"),
+        max_nodes=12,
+        max_evaluations=6000,
+        n_edits=0,
+        random_state=0,
+    ).fit(P, y)
     wide = np.random.default_rng(1).uniform(.2, 2, (60, 2))
     np.testing.assert_allclose(model.predict(wide), np.exp(wide[:, 0] * wide[:, 1] - wide[:, 1] ** 2), rtol=1e-3)
 
@@ -186,11 +248,15 @@ def test_an_outer_function_is_searched_from_within():
 def test_quotients_of_sums_are_found_without_a_search(seed):
     r = np.random.default_rng(seed)
     X, (a, b, c, d) = r.uniform(1, 5, (120, 4)), r.uniform(.3, 3, 4)
-    law = lambda X: (a * X[:, 0] * X[:, 2] + b * X[:, 1] * X[:, 3]) / (c * X[:, 0] + d * X[:, 1])
+    def law(X):
+        return (a * X[:, 0] * X[:, 2] + b * X[:, 1] * X[:, 3]) / (c * X[:, 0] + d * X[:, 1])
     found = compile_numpy(ratio_law(X, law(X), list("pqrs"), 25, ("+", "*", "/")), list("pqrs"))
     wide = r.uniform(1, 20, (200, 4))
     np.testing.assert_allclose(found(wide), law(wide), rtol=1e-6)
-    assert ratio_law(X, law(X), list("pqrs"), 25, ("+", "*")) is None and ratio_law(X, law(X), list("pqrs"), 5, ("+", "*", "/")) is None
+    assert (
+        ratio_law(X, law(X), list("pqrs"), 25, ("+", "*")) is None
+        and ratio_law(X, law(X), list("pqrs"), 5, ("+", "*", "/")) is None
+    )
 
 
 def test_a_quotient_bends_little_under_noise():
@@ -199,14 +265,24 @@ def test_a_quotient_bends_little_under_noise():
     mean = (X[:, 0] * X[:, 2] + X[:, 1] * X[:, 3]) / (X[:, 0] + X[:, 1])
     found = ratio_law(X, mean + .01 * r.standard_normal(400), list("pqrs"), 40, ("+", "*", "/"))
     error = compile_numpy(found, list("pqrs"))(X) - mean
-    assert np.sqrt(np.square(error).mean()) < .01 and {s.name for s in found.free_symbols} == set("pqrs")          # nearer the truth than a row of data is
+    # nearer the truth than a row of data is
+    assert np.sqrt(np.square(error).mean()) < .01 and {s.name for s in found.free_symbols} == set("pqrs")
 
 
 def test_a_regression_is_the_same_for_any_number_of_processes(monkeypatch):
     r = np.random.default_rng(0)
-    X = r.uniform(1, 3, (90, 2)); y = np.exp(X[:, 0] / X[:, 1])
+    X = r.uniform(1, 3, (90, 2))
+    y = np.exp(X[:, 0] / X[:, 1])
     laws = []
     for n in (1, 2):
-        monkeypatch.setattr(symbolic, "_in_processes", lambda jobs, n_jobs: Parallel(n_jobs=n)(delayed(symbolic.search_margin)(**j) for j in jobs))
-        laws.append(SymbolicRegressor(engine="operon", max_nodes=9, max_evaluations=3000, n_edits=20, random_state=0).fit(X, y).expressions_)
+        monkeypatch.setattr(
+            symbolic,
+            "_in_processes",
+            lambda jobs, n_jobs: Parallel(n_jobs=n)(delayed(symbolic.search_margin)(**j) for j in jobs),
+        )
+        laws.append(
+            SymbolicRegressor(engine="operon", max_nodes=9, max_evaluations=3000, n_edits=20, random_state=0)
+            .fit(X, y)
+            .expressions_
+        )
     assert laws[0] == laws[1]

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from hypothesis import given, settings, strategies as st
 
 from cellinterp.training.augment import aligned_crops, background, polar_spectra, random_views, turns
 from cellinterp.training.images import ConvBlocks, pad_to
@@ -22,7 +23,17 @@ def fit(max_steps=60, checkpoint=None, stop_at=None, **options):
         if t == stop_at: raise KeyboardInterrupt
         return {"loss": module(x[rows]).square().mean()}
     options = {"random_state": 0, **options}
-    return module, train(module, step, 20, max_steps=max_steps, batch_size=6, device="cpu", checkpoint=checkpoint, checkpoint_every=20, **options)
+    return module, train(
+        module,
+        step,
+        20,
+        max_steps=max_steps,
+        batch_size=6,
+        device="cpu",
+        checkpoint=checkpoint,
+        checkpoint_every=20,
+        **options
+    )
 
 
 def weights(module): return torch.cat([p.flatten() for p in module.parameters()])
@@ -34,7 +45,8 @@ def test_a_broken_run_resumes_to_the_same_weights(tmp_path, schedule):
     with pytest.raises(KeyboardInterrupt): fit(checkpoint=tmp_path, stop_at=33, schedule=schedule)
     resumed, again = fit(checkpoint=tmp_path, schedule=schedule)
     assert torch.equal(weights(whole), weights(resumed))
-    pd.testing.assert_frame_equal(history, again, check_exact=True)           # also the line whose steps lie on both sides of the break
+    # also the line whose steps lie on both sides of the break
+    pd.testing.assert_frame_equal(history, again, check_exact=True)
 
 
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
@@ -52,22 +64,38 @@ t.fit_and_kill({str(tmp_path)!r})
 
 
 def fit_and_kill(folder):
-    import os, signal
+    import os
+    import signal
     x = torch.arange(80.0).view(20, 4) / 80
     torch.manual_seed(3)
     module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
     def step(module, rows, t):
         if t == 47: os.kill(os.getpid(), signal.SIGKILL)
         return {"loss": module(x[rows]).square().mean()}
-    train(module, step, 20, max_steps=60, batch_size=6, device="cpu", checkpoint=folder, checkpoint_every=20, random_state=0)
+    train(
+        module,
+        step,
+        20,
+        max_steps=60,
+        batch_size=6,
+        device="cpu",
+        checkpoint=folder,
+        checkpoint_every=20,
+        random_state=0,
+    )
 
 
 def test_seeds_and_the_callers_random_state():
     assert torch.equal(weights(fit()[0]), weights(fit()[0]))
     assert not torch.equal(weights(fit()[0]), weights(fit(random_state=1)[0]))
-    torch.manual_seed(7); before = torch.get_rng_state(); fit(random_state=None)
-    after = torch.get_rng_state(); torch.manual_seed(3); nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
-    assert torch.equal(after, torch.get_rng_state()) and not torch.equal(before, after)      # only the module's own initialisation moved it
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    fit(random_state=None)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    # only the module's own initialisation moved it
+    assert torch.equal(after, torch.get_rng_state()) and not torch.equal(before, after)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -78,15 +106,34 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_divergence_is_an_error():
     module = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="learning_rate"):
-        train(module, lambda m, rows, t: {"loss": m(torch.ones(len(rows), 1)).mean() * float("nan")}, 8, max_steps=3, device="cpu")
+        train(
+            module,
+            lambda m, rows, t: {"loss": m(torch.ones(len(rows), 1)).mean() * float("nan")},
+            8,
+            max_steps=3,
+            device="cpu",
+        )
 
 
 def test_early_stopping_keeps_the_best_weights():
-    module = nn.Linear(1, 1, bias=False); nn.init.ones_(module.weight)
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
     seen = []
-    def validate(): seen.append(module.weight.item()); return -abs(module.weight.item() - 0.5)
-    train(module, lambda m, rows, t: {"loss": m(torch.ones(len(rows), 1)).mean()}, 8, max_steps=500, learning_rate=0.01, device="cpu", validate=validate,
-          validate_every=5, patience=50, random_state=0)
+    def validate():
+        seen.append(module.weight.item())
+        return -abs(module.weight.item() - 0.5)
+    train(
+        module,
+        lambda m, rows, t: {"loss": m(torch.ones(len(rows), 1)).mean()},
+        8,
+        max_steps=500,
+        learning_rate=0.01,
+        device="cpu",
+        validate=validate,
+        validate_every=5,
+        patience=50,
+        random_state=0,
+    )
     assert module.weight.item() == min(seen, key=lambda w: abs(w - 0.5)) and len(seen) < 100
 
 
@@ -105,14 +152,21 @@ def test_balanced_weights_sum_alike():
     assert np.allclose([w[y == k].sum() for k in range(3)], 1)
 
 
-@pytest.mark.parametrize("name,value,match", [("device", "gpu", "device must be"), ("precision", "fp8", "precision must be"), ("device", "cuda", "no CUDA")])
+@pytest.mark.parametrize(
+    "name,value,match",
+    [("device", "gpu", "device must be"), ("precision", "fp8", "precision must be"), ("device", "cuda", "no CUDA")],
+)
 def test_unknown_device_or_precision(name, value, match):
-    if value == "cuda" and torch.cuda.is_available(): pytest.skip("there is a CUDA device")
-    with pytest.raises(ValueError, match=match): accelerator(**{name: value})
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ValueError, match=match):
+        accelerator(**{name: value})
 
 
 def test_two_processes_train_as_one(tmp_path):
-    "accelerate launch on two CPU processes: both end with the same weights, and with those of one process on the same rows."
+    """accelerate launch on two CPU processes: both end with the same weights, and with those of one process on the same
+    rows.
+    """
     script = tmp_path / "two.py"
     script.write_text("""
 import sys, torch
@@ -122,12 +176,25 @@ torch.manual_seed(0); module = nn.Linear(3, 1); x = torch.randn(32, 3, generator
 train(module, lambda m, rows, t: {"loss": (m(x[rows]) - 1).square().mean()}, 32, max_steps=12, batch_size=8, learning_rate=.05, device="cpu", random_state=0)
 import os; torch.save(module.state_dict(), f"{sys.argv[1]}/{os.environ.get('RANK', 'one')}.pt")
 """)
-    import os, socket
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    import os
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, env=env, timeout=120)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", str(script), str(tmp_path)]
-    done = subprocess.run(launch, env={**env, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=180)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={port}",
+        str(script),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        launch, env={**env, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, a, b = (torch.load(tmp_path / f"{k}.pt", weights_only=True)["weight"] for k in ("one", "0", "1"))
     assert torch.equal(a, b)
@@ -160,7 +227,8 @@ def test_spectra_do_not_see_the_angle(seed):
 
 
 def test_background_ignores_a_neighbour_at_the_edge():
-    x = torch.full((1, 1, 64, 64), 7.0); x[..., :20, :12] = 100
+    x = torch.full((1, 1, 64, 64), 7.0)
+    x[..., :20, :12] = 100
     assert background(x).item() == 7
 
 

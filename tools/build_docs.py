@@ -3,9 +3,12 @@
     python tools/build_docs.py            # Quarto where it is installed, else pandoc
     python tools/build_docs.py --draft    # leave out pages that _quarto.yml lists but nobody has written yet
 
-Both ways start from the same prepared notebooks: hidden cells are dropped, exported code moves behind a "Source" fold under the signature and
-docstring of what it defines, asserts move behind "Checks". Pandoc then runs once a page, and only for pages that changed. The page itself (layout, style,
-outputs, cross references) comes from cellinterp.runs.report, which also writes the reports. A broken link, an unknown citation, a formula that cannot be
+Both ways start from the same prepared notebooks: hidden cells are dropped, exported code moves behind a "Source" fold
+under the signature and
+docstring of what it defines, asserts move behind "Checks". Pandoc then runs once a page, and only for pages that
+changed. The page itself (layout, style,
+outputs, cross references) comes from cellinterp.runs.report, which also writes the reports. A broken link, an unknown
+citation, a formula that cannot be
 read, or a listed page that does not exist fails the build.
 """
 import argparse
@@ -30,13 +33,27 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_links import check_site
 
-from cellinterp.runs.report import (CSS, JS, THEME_JS, cells_to_markdown, directives, find_pandoc, headings, inline, markdown_to_html, page_html, plain,
-                                    put_outputs, read_title)
+from cellinterp.runs.report import (
+    CSS,
+    JS,
+    THEME_JS,
+    cells_to_markdown,
+    directives,
+    find_pandoc,
+    headings,
+    inline,
+    markdown_to_html,
+    page_html,
+    plain,
+    put_outputs,
+    read_title,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# ---- signatures and docstrings as Markdown -------------------------------------------------------------------------------------------------------------
+# ---- signatures and docstrings as Markdown
+# -------------------------------------------------------------------------------------------------------------
 
 TABLES = {"Parameters", "Other Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns"}
 
@@ -79,8 +96,11 @@ def read_items(text: str, title: str = "Parameters") -> list:
 def description(text: str) -> str:
     "The text above the sections; a paragraph whose lines all read `name : what it is` becomes a list."
     blocks = re.split(r"\n\s*\n", text.strip("\n"))
-    is_list = [len(lines := [line for line in block.splitlines() if not line[:1].isspace()]) > 1 and all(re.match(r"[\w*, ]+ : \S", line) for line in lines)
-               for block in blocks]
+    is_list = [
+        len(lines := [line for line in block.splitlines() if not line[:1].isspace()]) > 1
+        and all(re.match(r"[\w*, ]+ : \S", line) for line in lines)
+        for block in blocks
+    ]
     return "\n\n".join(definitions(read_items(block)) if flag else prose(block) for block, flag in zip(blocks, is_list))
 
 
@@ -116,32 +136,47 @@ def signature(name: str, args: ast.arguments, returns=None, drop_first=False) ->
     args = copy.deepcopy(args)
     if drop_first: (args.posonlyargs or args.args).pop(0)
     for arg in args.posonlyargs + args.args + args.kwonlyargs:  # Annotated[int, ...] reads as int
-        if isinstance(arg.annotation, ast.Subscript) and ast.unparse(arg.annotation.value).endswith("Annotated"): arg.annotation = arg.annotation.slice.elts[0]
+        if isinstance(arg.annotation, ast.Subscript) and ast.unparse(arg.annotation.value).endswith("Annotated"):
+            arg.annotation = arg.annotation.slice.elts[0]
     result = f" -> {ast.unparse(returns)}" if returns else ""
     one_line = f"{name}({ast.unparse(args)}){result}"
     if len(one_line) <= 76: return one_line
     plain_args, defaults = args.posonlyargs + args.args, args.defaults
     values = [None] * (len(plain_args) - len(defaults)) + list(defaults)
-    rows = [ast.unparse(arg) + (f"{' = ' if arg.annotation else '='}{ast.unparse(value)}" if value else "") for arg, value in zip(plain_args, values)]
+    rows = [
+        ast.unparse(arg) + (f"{' = ' if arg.annotation else '='}{ast.unparse(value)}" if value else "")
+        for arg, value in zip(plain_args, values)
+    ]
     if args.vararg or args.kwonlyargs: rows.append("*" + (ast.unparse(args.vararg) if args.vararg else ""))
-    rows += [ast.unparse(arg) + (f"{' = ' if arg.annotation else '='}{ast.unparse(value)}" if value else "") for arg, value in zip(args.kwonlyargs, args.kw_defaults)]
+    rows += [
+        ast.unparse(arg) + (f"{' = ' if arg.annotation else '='}{ast.unparse(value)}" if value else "")
+        for arg, value in zip(args.kwonlyargs, args.kw_defaults)
+    ]
     if args.kwarg: rows.append("**" + ast.unparse(args.kwarg))
     return f"{name}(\n    " + ",\n    ".join(rows) + f",\n){result}"
 
 
 def comments_of(node, source: str) -> list:
-    "Parameters described where they stand: by a comment beside them (docments) or by the help text of a command-line option."
+    """Parameters described where they stand: by a comment beside them (docments) or by the help text of a command-line
+    option.
+    """
     args = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
     notes = {}
     if len({arg.lineno for arg in args}) == len(args):
-        notes = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+        notes = {
+            token.start[0]: token.string.lstrip("# ")
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
     found = []
     for arg in args:
         kind = arg.annotation
         help_text = next((k.value.value for n in ast.walk(kind) if isinstance(n, ast.Call) for k in n.keywords
                           if k.arg == "help" and isinstance(k.value, ast.Constant)), None) if kind else None
-        if help_text: found.append((arg.arg, "", help_text))
-        elif arg.lineno in notes and arg.arg != "self": found.append((arg.arg, ast.unparse(kind) if kind else "", notes[arg.lineno]))
+        if help_text:
+            found.append((arg.arg, "", help_text))
+        elif arg.lineno in notes and arg.arg != "self":
+            found.append((arg.arg, ast.unparse(kind) if kind else "", notes[arg.lineno]))
     return found
 
 
@@ -153,8 +188,14 @@ def public_names(code: str) -> list:
     found = []
     for node in ast.parse(code).body:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
-            patched = next((arg.annotation for arg in getattr(node, "args", ast.arguments([], [], None, [], [], None, [])).args[:1]
-                            if any("patch" in ast.unparse(d) for d in node.decorator_list)), None)
+            patched = next(
+                (
+                    arg.annotation
+                    for arg in getattr(node, "args", ast.arguments([], [], None, [], [], None, [])).args[:1]
+                    if any("patch" in ast.unparse(d) for d in node.decorator_list)
+                ),
+                None,
+            )
             found.append((f"{ast.unparse(patched)}.{node.name}" if patched else node.name, node, patched))
             for method in node.body if isinstance(node, ast.ClassDef) else []:
                 if isinstance(method, FUNCTIONS) and not method.name.startswith("_") and ast.get_docstring(method):
@@ -168,30 +209,49 @@ def api_markdown(code: str) -> str:
     for name, node, owner in public_names(code):
         if isinstance(node, ast.ClassDef):
             init = next((n for n in node.body if isinstance(n, FUNCTIONS) and n.name == "__init__"), None)
-            fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)]
+            fields = [
+                n
+                for n in node.body
+                if isinstance(n, ast.AnnAssign) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+            ]
             if fields:
                 call = f"{name}(\n    " + ",\n    ".join(ast.unparse(field) for field in fields) + ",\n)"
-                if len(short := f"{name}({', '.join(ast.unparse(field) for field in fields)})") <= 76: call = short
-            else: call = signature(name, init.args, drop_first=True) if init else f"{name}({', '.join(map(ast.unparse, node.bases))})"
+                if len(short := f"{name}({', '.join(ast.unparse(field) for field in fields)})") <= 76:
+                    call = short
+            else:
+                call = (
+                    signature(name, init.args, drop_first=True)
+                    if init
+                    else f"{name}({', '.join(map(ast.unparse, node.bases))})"
+                )
             notes = comments_of(init, code) if init else []
         else:
             static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
             is_property = any("property" in ast.unparse(d) for d in node.decorator_list)
-            call = name if is_property else signature(name, node.args, node.returns, drop_first=bool(owner) and not static)
+            call = (
+                name if is_property else signature(name, node.args, node.returns, drop_first=bool(owner) and not static)
+            )
             notes = comments_of(node, code)
         level = "####" if isinstance(owner, ast.ClassDef) else "###"
-        parts.append(f"{level} `{name}` {{#api-{name} .api}}\n\n```python\n{call}\n```\n\n{docstring_markdown(ast.get_docstring(node) or '', notes)}")
+        parts.append(
+            f"{level} `{name}` {{#api-{name}"
+            f" .api}}\n\n```python\n{call}\n```\n\n{docstring_markdown(ast.get_docstring(node) or '', notes)}"
+        )
     return "\n\n".join(parts)
 
 
-# ---- notebooks, prepared for either engine -------------------------------------------------------------------------------------------------------------
+# ---- notebooks, prepared for either engine
+# -------------------------------------------------------------------------------------------------------------
 
 def is_check(cell, code: str) -> bool:
     "Asserts and nothing to look at."
     if cell.outputs: return False
     try: tree = ast.parse(code)
     except SyntaxError: return False
-    return any(isinstance(node, ast.Assert) or isinstance(node, ast.Call) and ast.unparse(node.func).startswith("test_") for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.Assert) or isinstance(node, ast.Call) and ast.unparse(node.func).startswith("test_")
+        for node in ast.walk(tree)
+    )
 
 
 def only_imports(code: str) -> bool:
@@ -202,7 +262,8 @@ def only_imports(code: str) -> bool:
 def prepare(nb):
     """A copy of a notebook as readers should see it.
 
-    Hidden cells go, exported definitions become API entries with their source behind a fold, and checks are folded. What is left uses Quarto's directives only.
+    Hidden cells go, exported definitions become API entries with their source behind a fold, and checks are folded.
+    What is left uses Quarto's directives only.
     """
     nb, cells = copy.deepcopy(nb), []
     for cell in nb.cells:
@@ -210,20 +271,34 @@ def prepare(nb):
             cells.append(cell)
             continue
         options, code = directives(cell.source)
-        if options.get("hide") or options.get("include") is False or "default_exp" in options or not code: continue
+        if options.get("hide") or options.get("include") is False or "default_exp" in options or not code:
+            continue
         fold = None
         if {"export", "exporti", "exports"} & set(options):
-            if only_imports(code): continue
+            if only_imports(code):
+                continue
             text = api_markdown(code)
-            if text: cells.append(nbformat.v4.new_markdown_cell(text))
+            if text:
+                cells.append(nbformat.v4.new_markdown_cell(text))
             fold = ("show" if "exports" in options else "true", "Source")
-        elif is_check(cell, code): fold = ("true", "Checks")
-        kept = {name: value for name, value in options.items() if name in {"echo", "output", "warning", "code-fold", "code-summary", "label", "fig-cap"}}
-        if options.get("hide_input"): kept["echo"] = False
-        if options.get("hide_output"): kept["output"] = False
-        if fold: kept = {"code-fold": fold[0], "code-summary": fold[1], **kept}
-        head = "".join(f"#| {name}: {json.dumps(value) if name in {'fig-cap', 'code-summary'} else str(value).lower() if isinstance(value, bool) else value}\n"
-                       for name, value in kept.items())
+        elif is_check(cell, code):
+            fold = ("true", "Checks")
+        kept = {
+            name: value
+            for name, value in options.items()
+            if name in {"echo", "output", "warning", "code-fold", "code-summary", "label", "fig-cap"}
+        }
+        if options.get("hide_input"):
+            kept["echo"] = False
+        if options.get("hide_output"):
+            kept["output"] = False
+        if fold:
+            kept = {"code-fold": fold[0], "code-summary": fold[1], **kept}
+        head = "".join(
+            f"#| {name}:"
+            f" {json.dumps(value) if name in {'fig-cap', 'code-summary'} else str(value).lower() if isinstance(value, bool) else value}\n"
+            for name, value in kept.items()
+        )
         cell.source = head + code
         cells.append(cell)
     nb.cells = cells
@@ -235,13 +310,16 @@ def read_config(nbs: Path) -> dict:
     config = yaml.safe_load((nbs / "_quarto.yml").read_text(encoding="utf-8"))
     sections = []
     for entry in config["website"]["sidebar"]["contents"]:
-        if isinstance(entry, dict) and "section" in entry: sections.append((entry["section"], [e["href"] if isinstance(e, dict) else e for e in entry["contents"]]))
-        else: sections.append(("", [entry["href"] if isinstance(entry, dict) else entry]))
+        if isinstance(entry, dict) and "section" in entry:
+            sections.append((entry["section"], [e["href"] if isinstance(e, dict) else e for e in entry["contents"]]))
+        else:
+            sections.append(("", [entry["href"] if isinstance(entry, dict) else entry]))
     bibliography = nbs / config["bibliography"] if config.get("bibliography") else None
     return {"title": config["website"]["title"], "bibliography": bibliography, "sections": sections}
 
 
-# ---- the site by pandoc --------------------------------------------------------------------------------------------------------------------------------
+# ---- the site by pandoc
+# --------------------------------------------------------------------------------------------------------------------------------
 
 SEARCH_CSS = """
 .search{position:relative;flex:0 1 17rem;min-width:5rem}
@@ -254,7 +332,8 @@ SEARCH_CSS = """
 @media (max-width:52rem){.search{flex:1 1 5rem}.results{position:fixed;left:.8rem;right:.8rem;top:3.6rem;width:auto}.top .home{margin-right:0}.top .code-toggle{display:none}}
 """
 
-# The index is a script, not a JSON file, so that search also works on pages opened from a disk. It is fetched when the field is first used.
+# The index is a script, not a JSON file, so that search also works on pages opened from a disk. It is fetched when the
+# field is first used.
 SEARCH_JS = """(()=>{
 const root=document.currentScript.dataset.root,box=document.createElement("div");box.className="search";
 box.innerHTML='<input type="search" placeholder="Search  /" aria-label="Search the docs" autocomplete="off"><div class="results" hidden></div>';
@@ -292,7 +371,9 @@ def link_names(text: str, names: dict, page: str) -> str:
         if not known or not (code != name or re.search(r"[A-Z_.]", name)): return match[0]
         return f'<a href="{relative(page, known)}#api-{name}"><code>{code}</code></a>'
     parts = re.split(r"(?s)(<a\b.*?</a>|<pre\b.*?</pre>|<h\d\b.*?</h\d>|<summary.*?</summary>|<math\b.*?</math>)", text)
-    return "".join(part if i % 2 else re.sub(r"<code>([\w.]+(?:\([^<)]*\))?)</code>", link, part) for i, part in enumerate(parts))
+    return "".join(
+        part if i % 2 else re.sub(r"<code>([\w.]+(?:\([^<)]*\))?)</code>", link, part) for i, part in enumerate(parts)
+    )
 
 
 def relative(page: str, target: str) -> str:
@@ -306,14 +387,19 @@ def search_entries(address: str, title: str, body: str) -> list:
     marks = list(re.finditer(r'<h[234]\b[^>]*?\bid="([^"]+)"[^>]*>(.*?)</h[234]>', body, flags=re.S))
     starts = [(0, "", "")] + [(m.start(), "#" + m[1], plain(m[2])) for m in marks]
     ends = [m.start() for m in marks] + [len(body)]
-    return [{"u": address + anchor, "t": title, "h": heading, "x": plain(body[start:end])[:1500]} for (start, anchor, heading), end in zip(starts, ends)]
+    return [
+        {"u": address + anchor, "t": title, "h": heading, "x": plain(body[start:end])[:1500]}
+        for (start, anchor, heading), end in zip(starts, ends)
+    ]
 
 
 def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, jobs: int) -> list:
     "Write the site; returns the problems found."
     problems, prepared, titles, names = [], {}, {}, {}
     bibliography = config["bibliography"] if config["bibliography"] and config["bibliography"].is_file() else None
-    stamp = subprocess.run([find_pandoc(), "--version"], capture_output=True, text=True).stdout + (bibliography.read_text(encoding="utf-8") if bibliography else "")
+    stamp = subprocess.run([find_pandoc(), "--version"], capture_output=True, text=True).stdout + (
+        bibliography.read_text(encoding="utf-8") if bibliography else ""
+    )
     cache.mkdir(parents=True, exist_ok=True)
     for page in pages:
         nb = nbformat.read(nbs / page, as_version=4)
@@ -329,7 +415,9 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
     def render(page):
         markdown, outputs = cells_to_markdown(prepared[page])
         import cellinterp.runs.report as report
-        key = hashlib.sha256("\0".join([markdown, stamp, Path(report.__file__).read_text(encoding="utf-8")]).encode()).hexdigest()[:24]
+        key = hashlib.sha256(
+            "\0".join([markdown, stamp, Path(report.__file__).read_text(encoding="utf-8")]).encode()
+        ).hexdigest()[:24]
         kept = cache / f"{key}.json"
         if kept.is_file(): body, warnings = json.loads(kept.read_text(encoding="utf-8"))
         else:
@@ -361,21 +449,53 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
         root = "../" * page.count("/")
         sidebar = ""
         for section, entries in config["sections"]:
-            links = "".join(f'<li><a href="{root}{e.removesuffix(".ipynb")}.html"{" aria-current=page" if e == page else ""}>'
-                            f'{"Overview" if e == "index.ipynb" else inline(titles[e][0])}</a></li>' for e in entries if e in titles)
+            links = "".join(
+                f'<li><a href="{root}{e.removesuffix(".ipynb")}.html"{" aria-current=page" if e == page else ""}>'
+                f'{"Overview" if e == "index.ipynb" else inline(titles[e][0])}</a></li>'
+                for e in entries
+                if e in titles
+            )
             if links: sidebar += (f"<p>{section}</p>" if section else "") + f"<ul>{links}</ul>"
-        turn = "".join(f'<a href="{root}{pages[n].removesuffix(".ipynb")}.html">{text}</a>' if 0 <= n < len(pages) else "<span></span>"
-                       for n, text in ((number - 1, f"← {inline(titles[pages[number - 1]][0])}"), (number + 1, f"{inline(titles[pages[(number + 1) % len(pages)]][0])} →")))
+        turn = "".join(
+            (
+                f'<a href="{root}{pages[n].removesuffix(".ipynb")}.html">{text}</a>'
+                if 0 <= n < len(pages)
+                else "<span></span>"
+            )
+            for n, text in (
+                (number - 1, f"← {inline(titles[pages[number - 1]][0])}"),
+                (number + 1, f"{inline(titles[pages[(number + 1) % len(pages)]][0])} →"),
+            )
+        )
         target = out / address
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page_html(
-            title, body, subtitle=subtitle, home=config["title"], home_link=f"{root}index.html", site_title=config["title"] if page != "index.ipynb" else "",
-            head=f'{NO_OUTSIDE}<script>{THEME_JS}</script><link rel="stylesheet" href="{root}site/style.css">', sidebar=sidebar,
-            after=f'<nav class="turn" aria-label="Next page">{turn}</nav>',
-            scripts=f'<script src="{root}site/page.js"></script><script src="{root}site/search.js" data-root="{root}"></script>'), encoding="utf-8")
+        target.write_text(
+            page_html(
+                title,
+                body,
+                subtitle=subtitle,
+                home=config["title"],
+                home_link=f"{root}index.html",
+                site_title=config["title"] if page != "index.ipynb" else "",
+                head=f'{NO_OUTSIDE}<script>{THEME_JS}</script><link rel="stylesheet" href="{root}site/style.css">',
+                sidebar=sidebar,
+                after=f'<nav class="turn" aria-label="Next page">{turn}</nav>',
+                scripts=(
+                    f'<script src="{root}site/page.js"></script><script src="{root}site/search.js"'
+                    f' data-root="{root}"></script>'
+                ),
+            ),
+            encoding="utf-8",
+        )
         written.add(target.resolve())
-    files = {"style.css": CSS + SEARCH_CSS, "page.js": JS, "search.js": SEARCH_JS,
-             "index.js": "window.SEARCH=" + json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")}
+    files = {
+        "style.css": CSS + SEARCH_CSS,
+        "page.js": JS,
+        "search.js": SEARCH_JS,
+        "index.js": (
+            "window.SEARCH=" + json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+        ),
+    }
     (out / "site").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (out / "site" / name).write_text(text, encoding="utf-8")
@@ -385,26 +505,38 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
     return problems
 
 
-# ---- the site by Quarto --------------------------------------------------------------------------------------------------------------------------------
+# ---- the site by Quarto
+# --------------------------------------------------------------------------------------------------------------------------------
 
 def build_quarto(nbs: Path, out: Path, pages: list, work: Path) -> list:
     "Hand the prepared notebooks to Quarto; nothing is executed."
     if work.exists(): shutil.rmtree(work)
     for path in nbs.rglob("*"):
-        if path.is_file() and path.suffix != ".ipynb" and not {part[0] for part in path.relative_to(nbs).parts} & {".", "_"}:
+        if (
+            path.is_file()
+            and path.suffix != ".ipynb"
+            and not {part[0] for part in path.relative_to(nbs).parts} & {".", "_"}
+        ):
             target = work / path.relative_to(nbs)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
     for page in pages:
         nb = prepare(nbformat.read(nbs / page, as_version=4))
         title, subtitle = read_title(nb)
-        front = yaml.safe_dump({"title": title or Path(page).stem, **({"subtitle": subtitle} if subtitle else {})}, allow_unicode=True, sort_keys=False)
+        front = yaml.safe_dump(
+            {"title": title or Path(page).stem, **({"subtitle": subtitle} if subtitle else {})},
+            allow_unicode=True,
+            sort_keys=False,
+        )
         nb.cells.insert(0, nbformat.v4.new_raw_cell(f"---\n{front}---"))
         (work / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, work / page)
     config = yaml.safe_load((nbs / "_quarto.yml").read_text(encoding="utf-8"))
     config["project"]["output-dir"] = "_site"
-    contents = [e if isinstance(e, str) else {**e, "contents": [p for p in e["contents"] if p in pages]} for e in config["website"]["sidebar"]["contents"]]
+    contents = [
+        e if isinstance(e, str) else {**e, "contents": [p for p in e["contents"] if p in pages]}
+        for e in config["website"]["sidebar"]["contents"]
+    ]
     config["website"]["sidebar"]["contents"] = [e for e in contents if isinstance(e, str) or e["contents"]]
     (work / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     done = subprocess.run(["quarto", "render", str(work), "--no-execute"])
@@ -414,7 +546,8 @@ def build_quarto(nbs: Path, out: Path, pages: list, work: Path) -> list:
     return []
 
 
-# ---- the build -----------------------------------------------------------------------------------------------------------------------------------------
+# ---- the build
+# -----------------------------------------------------------------------------------------------------------------------------------------
 
 def build_site(nbs, out, work=None, engine: str = "auto", draft: bool = False, jobs: int = 2) -> list:
     """Build the docs site and check it.
@@ -447,14 +580,27 @@ def build_site(nbs, out, work=None, engine: str = "auto", draft: bool = False, j
     if draft and missing: print(f"draft: without {', '.join(missing)}", file=sys.stderr)
     for path in sorted(nbs.rglob("*.ipynb")):
         page = path.relative_to(nbs).as_posix()
-        if page not in listed and path.name != "api.ipynb" and not any(part[0] in "._" for part in PurePosixPath(page).parts):
+        if (
+            page not in listed
+            and path.name != "api.ipynb"
+            and not any(part[0] in "._" for part in PurePosixPath(page).parts)
+        ):
             print(f"warning: {page} is not listed in _quarto.yml", file=sys.stderr)
     pages = [page for page in listed if page not in missing]
     if engine == "auto": engine = "quarto" if shutil.which("quarto") else "pandoc"
     out.mkdir(parents=True, exist_ok=True)
-    problems += build_quarto(nbs, out, pages, work / "quarto") if engine == "quarto" else build_pandoc(nbs, out, pages, config, work / "pages", jobs)
-    # Quarto's own pages load nothing from elsewhere either, but its theme files are not ours to judge: there only links are checked.
-    found = [p for p in check_site(out) if not any(f"{page.removesuffix('.ipynb')}.html does not exist" in p for page in missing)]
+    problems += (
+        build_quarto(nbs, out, pages, work / "quarto")
+        if engine == "quarto"
+        else build_pandoc(nbs, out, pages, config, work / "pages", jobs)
+    )
+    # Quarto's own pages load nothing from elsewhere either, but its theme files are not ours to judge: there only links
+    # are checked.
+    found = [
+        p
+        for p in check_site(out)
+        if not any(f"{page.removesuffix('.ipynb')}.html does not exist" in p for page in missing)
+    ]
     return problems + ([p for p in found if "does not exist" in p or "anchor" in p] if engine == "quarto" else found)
 
 
@@ -471,9 +617,16 @@ def main(argv=None) -> int:
     for problem in problems: print(f"error: {problem}", file=sys.stderr)
     if any("Citeproc" in problem for problem in problems):
         config = read_config(Path(args.nbs))
-        print("known citations: " + ", ".join(re.findall(r"(?m)^@\w+\{([^,\s]+),", config["bibliography"].read_text(encoding="utf-8"))), file=sys.stderr)
+        print(
+            "known citations: "
+            + ", ".join(re.findall(r"(?m)^@\w+\{([^,\s]+),", config["bibliography"].read_text(encoding="utf-8"))),
+            file=sys.stderr,
+        )
     count = len(list(Path(args.out).rglob("*.html")))
-    print(f"docs: {count} pages in {time.time() - start:.1f} s, {len(problems)} problems, {os.path.relpath(Path(args.out) / 'index.html')}")
+    print(
+        f"docs: {count} pages in {time.time() - start:.1f} s, {len(problems)} problems,"
+        f" {os.path.relpath(Path(args.out) / 'index.html')}"
+    )
     return bool(problems)
 
 

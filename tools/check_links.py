@@ -9,8 +9,21 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # What a browser fetches by itself; a link is only followed by a person.
-LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"), ("source", "src"), ("source", "srcset"), ("img", "srcset"),
-          ("video", "src"), ("audio", "src"), ("object", "data"), ("embed", "src"), ("image", "href"), ("use", "href")}
+LOADED = {
+    ("img", "src"),
+    ("script", "src"),
+    ("link", "href"),
+    ("iframe", "src"),
+    ("source", "src"),
+    ("source", "srcset"),
+    ("img", "srcset"),
+    ("video", "src"),
+    ("audio", "src"),
+    ("object", "data"),
+    ("embed", "src"),
+    ("image", "href"),
+    ("use", "href"),
+}
 
 
 class Page(HTMLParser):
@@ -65,7 +78,8 @@ def check_site(folder) -> list:
             if not target.is_file(): problems.append(f"{where}: {address} does not exist")
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
                 problems.append(f"{where}: {address} has no such anchor")
-    for path in folder.rglob("*.css"): problems += [f"{path.name}: loads {address}" for address in outside_css(path.read_text(encoding="utf-8"))]
+    for path in folder.rglob("*.css"):
+        problems += [f"{path.name}: loads {address}" for address in outside_css(path.read_text(encoding="utf-8"))]
     return problems
 
 

@@ -1,9 +1,11 @@
-"""Write README.md from nbs/index.ipynb, the first page of the docs: the same text, in the Markdown that code hosts show.
+"""Write README.md from nbs/index.ipynb, the first page of the docs: the same text, in the Markdown that code hosts
+show.
 
     python tools/write_readme.py            # write it
     python tools/write_readme.py --check    # exit with 1 if it is out of date
 
-Only Markdown cells and visible code are taken. Pictures must be files beside the notebook (`![caption](images/law.svg)`), since a README cannot hold data.
+Only Markdown cells and visible code are taken. Pictures must be files beside the notebook
+(`![caption](images/law.svg)`), since a README cannot hold data.
 """
 import re
 import sys
@@ -24,7 +26,11 @@ def read_references(path: Path) -> dict:
         fields = dict(re.findall(r"(?m)^\s*(\w+)\s*=\s*\{(.*)\},?\s*$", body))
         last = [re.sub(r"[{}]", "", name.split(",")[0]) for name in fields["author"].split(" and ")]
         names = last[0] if len(last) == 1 else " and ".join(last) if len(last) == 2 else f"{last[0]} et al."
-        found[key] = names, fields["year"], f"https://doi.org/{fields['doi']}" if "doi" in fields else fields.get("url", "")
+        found[key] = (
+            names,
+            fields["year"],
+            f"https://doi.org/{fields['doi']}" if "doi" in fields else fields.get("url", ""),
+        )
     return found
 
 
@@ -35,7 +41,11 @@ def cite(text: str, references: dict) -> str:
         names, year, address = references[key]
         words = f"{names} ({year})" if in_text else f"{names} {year}"
         return f"[{words}]({address})" if address else words
-    text = re.sub(r"\[((?:@[\w-]+(?:;\s*)?)+)\]", lambda m: "(" + "; ".join(one(key, False) for key in re.findall(r"@([\w-]+)", m[1])) + ")", text)
+    text = re.sub(
+        r"\[((?:@[\w-]+(?:;\s*)?)+)\]",
+        lambda m: "(" + "; ".join(one(key, False) for key in re.findall(r"@([\w-]+)", m[1])) + ")",
+        text,
+    )
     return re.sub(r"(?<![\w`/@])@([a-z][\w-]*)", lambda m: one(m[1], True) if m[1] in references else m[0], text)
 
 
@@ -43,7 +53,10 @@ def number_names(text: str) -> dict:
     "Figures, tables and equations in the order of the page: {'fig-law': 'Figure 1'}."
     numbers = {}
     for name, kind in re.findall(r"\{#((fig|tbl|eq)-[\w-]+)", text):
-        numbers[name] = f"{dict(fig='Figure', tbl='Table', eq='Equation')[kind]} {1 + sum(other.startswith(kind) for other in numbers)}"
+        numbers[name] = (
+            f"{dict(fig='Figure', tbl='Table', eq='Equation')[kind]}"
+            f" {1 + sum(other.startswith(kind) for other in numbers)}"
+        )
     return numbers
 
 
@@ -53,10 +66,17 @@ def plain_markdown(text: str, folder: str, references: dict, numbers: dict) -> s
     for i in range(0, len(parts), 2):
         part = re.sub(r"(?s)<!--.*?-->", "", parts[i])
         part = re.sub(r"@((?:fig|tbl|eq)-[\w-]+)", lambda m: numbers.get(m[1], m[0]), part)
-        part = re.sub(r"(?m)^(!\[([^\n]*)\]\([^)\n]*\))\{#(fig-[\w-]+)[^}\n]*\}[ \t]*$", lambda m: f"{m[1]}\n\n*{numbers[m[3]]}. {m[2]}*", part)
+        part = re.sub(
+            r"(?m)^(!\[([^\n]*)\]\([^)\n]*\))\{#(fig-[\w-]+)[^}\n]*\}[ \t]*$",
+            lambda m: f"{m[1]}\n\n*{numbers[m[3]]}. {m[2]}*",
+            part,
+        )
         part = re.sub(r"(?m)(?:(?<=[)\]$])\s*|^(#+ [^\n{]*?)\s*)\{[#.][^}\n]*\}", r"\1", part)
-        part = re.sub(r"(?ms)^::: *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::[ \t]*$",
-                      lambda m: f"> **{m[1].capitalize()}**\n>\n" + "\n".join(f"> {line}".rstrip() for line in m[2].splitlines()), part)
+        part = re.sub(
+            r"(?ms)^::: *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::[ \t]*$",
+            lambda m: f"> **{m[1].capitalize()}**\n>\n" + "\n".join(f"> {line}".rstrip() for line in m[2].splitlines()),
+            part,
+        )
         part = re.sub(r"(\]\()(?!\w+:|#|/)([^)\s]+)", rf"\1{folder}/\2", part)
         parts[i] = cite(part, references)
     return "".join(parts)
@@ -79,10 +99,12 @@ def readme(notebook: Path) -> str:
     parts, cells = [], nbformat.read(notebook, as_version=4).cells
     numbers = number_names("\n".join(cell.source for cell in cells))
     for cell in cells:
-        if cell.cell_type == "markdown": parts.append(plain_markdown(cell.source, notebook.parent.name, references, numbers).strip())
+        if cell.cell_type == "markdown":
+            parts.append(plain_markdown(cell.source, notebook.parent.name, references, numbers).strip())
         if cell.cell_type == "code":
             options, code = directives(cell.source)
-            if code and not options.get("hide") and options.get("echo") is not False: parts.append(f"```python\n{code}\n```")
+            if code and not options.get("hide") and options.get("echo") is not False:
+                parts.append(f"```python\n{code}\n```")
     return HEAD + re.sub(r"\n{3,}", "\n\n", "\n\n".join(part for part in parts if part)) + "\n"
 
 

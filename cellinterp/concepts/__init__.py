@@ -7,16 +7,27 @@ __all__ = []
 
 # %% ../../nbs/concepts/api.ipynb #1656b7ce
 import lazy_loader
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "dictionary": ["ICFL"],
-    "embeddings": ["Embedder", "embed", "open_images"],
-    "heatmaps": ["heat_maps", "alignment", "pointing", "stain_correlation", "best_patches", "aligned_figure"],
-    "mae": ["MaskedAutoencoder"],
-    "pursuit": ["matching_pursuit", "omp"],
-    "probes": ["probe", "nearest_label", "replicate_map", "stability", "explained_cosine", "plot_alignment"],
-    "sae": ["BatchTopKSAE", "JumpReLUSAE", "MatryoshkaSAE", "TopKSAE"],
-    "selectivity": ["Selectivity", "selectivity_scores", "held_out_selectivity", "quantile_active", "name_atoms", "atoms_table"],
-    "stream": ["open_rows", "shuffled_batches"],
-    "synthetic": ["planted_dictionary", "best_cosines", "mmcs", "atoms_found", "fvu", "pursuit_fvu"],
-    "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
-})
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dictionary": ["ICFL"],
+        "embeddings": ["Embedder", "embed", "open_images"],
+        "heatmaps": ["heat_maps", "alignment", "pointing", "stain_correlation", "best_patches", "aligned_figure"],
+        "mae": ["MaskedAutoencoder"],
+        "pursuit": ["matching_pursuit", "omp"],
+        "probes": ["probe", "nearest_label", "replicate_map", "stability", "explained_cosine", "plot_alignment"],
+        "sae": ["BatchTopKSAE", "JumpReLUSAE", "MatryoshkaSAE", "TopKSAE"],
+        "selectivity": [
+            "Selectivity",
+            "selectivity_scores",
+            "held_out_selectivity",
+            "quantile_active",
+            "name_atoms",
+            "atoms_table",
+        ],
+        "stream": ["open_rows", "shuffled_batches"],
+        "synthetic": ["planted_dictionary", "best_cosines", "mmcs", "atoms_found", "fvu", "pursuit_fvu"],
+        "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
+    },
+)

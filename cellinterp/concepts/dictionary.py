@@ -4,15 +4,18 @@
 
 # %% ../../nbs/concepts/dictionary.ipynb #77147feb
 from __future__ import annotations
+
 import math
 from pathlib import Path
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from scipy import sparse
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
 from .pursuit import SELECTION, decode, gram_matrix, omp, scatter, to_csr
 from .stream import RowSource, open_rows, shuffled_batches
 from ..training.loop import TorchEstimator, _bar, _save, accelerator, teller
@@ -22,7 +25,9 @@ __all__ = ['DictionaryModule', 'World', 'SparseDictionary', 'PursuitModule', 'IC
 
 # %% ../../nbs/concepts/dictionary.ipynb #150a8c5f
 class DictionaryModule(nn.Module):
-    "Atoms (M, d) and bias (d,) in scaled units, x = scale · (bias + z W). Calling it gives dense codes (B, M) in the units of x."
+    """Atoms (M, d) and bias (d,) in scaled units, x = scale · (bias + z W). Calling it gives dense codes (B, M) in the
+    units of x.
+    """
 
     def __init__(self, n_features: int, d: int):
         super().__init__()
@@ -60,7 +65,12 @@ class DictionaryModule(nn.Module):
 class World:
     "The processes of `accelerate launch`, or just this one."
 
-    def __init__(self): self.rank, self.size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if torch.distributed.is_available() and torch.distributed.is_initialized() else (0, 1)
+    def __init__(self):
+        self.rank, self.size = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size())
+            if torch.distributed.is_available() and torch.distributed.is_initialized()
+            else (0, 1)
+        )
 
     def sum(self, *tensors):
         "Sum every tensor over the processes, in place."
@@ -84,22 +94,33 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
     components_ : (n_features, d) unit rows. bias_ : (d,). module_, history_ : DataFrame (step, fvu, l0, dead, revived).
     n_features_, n_nonzero_ : int. n_features_in_ : d.
     dead_fraction_ : share of atoms never active in the last pass over the training rows.
-    rare_fraction_ : share of atoms active on less than 1e-5 of the rows of the last 1000 steps, the paper's measure of dead.
+    rare_fraction_ : share of atoms active on less than 1e-5 of the rows of the last 1000 steps, the paper's measure of
+        dead.
     """
-    _window = (10, 100)                                                             # 10 tallies of 100 steps: the last 1000 steps
+    # 10 tallies of 100 steps: the last 1000 steps
+    _window = (10, 100)
 
     # ---- sources and sizes
     def _open(self, X, reset: bool) -> RowSource:
         "Arrays go through scikit-learn's checks; everything else through `open_rows`."
-        if isinstance(X, (RowSource, str, Path, np.memmap, torch.Tensor)) or type(X).__module__.split(".")[0] in ("anndata", "zarr"):
+        if isinstance(X, (RowSource, str, Path, np.memmap, torch.Tensor)) or type(X).__module__.split(".")[0] in (
+            "anndata",
+            "zarr",
+        ):
             rows = open_rows(X)
             if reset:
                 self.n_features_in_ = rows.shape[1]
-                if hasattr(self, "feature_names_in_"): del self.feature_names_in_
-                if rows.columns is not None: self.feature_names_in_ = np.array(rows.columns, dtype=object)
+                if hasattr(self, "feature_names_in_"):
+                    del self.feature_names_in_
+                if rows.columns is not None:
+                    self.feature_names_in_ = np.array(rows.columns, dtype=object)
             elif rows.shape[1] != self.n_features_in_:
-                raise ValueError(f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features as input")
-            if rows.shape[0] == 0: raise ValueError(f"{rows.name} has 0 rows, while a minimum of 1 is required")
+                raise ValueError(
+                    f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_}"
+                    " features as input"
+                )
+            if rows.shape[0] == 0:
+                raise ValueError(f"{rows.name} has 0 rows, while a minimum of 1 is required")
             return rows
         return open_rows(validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset))
 
@@ -111,31 +132,50 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
     def _sizes(self, n, d):
         "The auto rules, from the rows and columns at hand."
         if n < 2: raise ValueError(f"a dictionary needs at least 2 rows; got n_samples = {n}")
-        M = max(2, min(8192, 4 * d, n // 4)) if isinstance(self.n_features, str) and self.n_features == "auto" else self.n_features
-        if not isinstance(M, (int, np.integer)) or M < 1: raise ValueError(f"n_features must be 'auto' or a positive integer; got {self.n_features!r}")
-        K = max(1, min(100, d // 8, M // 4)) if isinstance(self.n_nonzero, str) and self.n_nonzero == "auto" else self.n_nonzero
-        if not isinstance(K, (int, np.integer)) or K < 1: raise ValueError(f"n_nonzero must be 'auto' or a positive integer; got {self.n_nonzero!r}")
+        M = (
+            max(2, min(8192, 4 * d, n // 4))
+            if isinstance(self.n_features, str) and self.n_features == "auto"
+            else self.n_features
+        )
+        if not isinstance(M, (int, np.integer)) or M < 1:
+            raise ValueError(f"n_features must be 'auto' or a positive integer; got {self.n_features!r}")
+        K = (
+            max(1, min(100, d // 8, M // 4))
+            if isinstance(self.n_nonzero, str) and self.n_nonzero == "auto"
+            else self.n_nonzero
+        )
+        if not isinstance(K, (int, np.integer)) or K < 1:
+            raise ValueError(f"n_nonzero must be 'auto' or a positive integer; got {self.n_nonzero!r}")
         if K > M: raise ValueError(f"n_nonzero must not exceed n_features; got n_nonzero={K} and n_features={M}")
         batch = int(np.clip(n // 32, 64, 4096)) if self.batch_size == "auto" else int(self.batch_size)
         if batch < 1: raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
         batch = min(batch, n)
-        steps = max(int(np.clip(30 * n / batch, 100, 10_000)), -(-n // batch)) if self.max_steps == "auto" else int(self.max_steps)
+        steps = (
+            max(int(np.clip(30 * n / batch, 100, 10_000)), -(-n // batch))
+            if self.max_steps == "auto"
+            else int(self.max_steps)
+        )
         if steps < 0: raise ValueError(f"max_steps must be 0 or more; got {self.max_steps}")
         self._rate()
         self.n_features_, self.n_nonzero_ = int(M), int(K)
         return batch, steps
 
     def _rate(self) -> float:
-        "Adam moves every coordinate by about the learning rate, an atom by √d times that: the angle is what should not depend on d."
-        if isinstance(self.learning_rate, str) and self.learning_rate == "auto": return min(0.02, 0.16 / self.n_features_in_ ** .5)
-        if isinstance(self.learning_rate, str) or self.learning_rate <= 0: raise ValueError(f"learning_rate must be 'auto' or positive; got {self.learning_rate!r}")
+        """Adam moves every coordinate by about the learning rate, an atom by √d times that: the angle is what should
+        not depend on d.
+        """
+        if isinstance(self.learning_rate, str) and self.learning_rate == "auto":
+            return min(0.02, 0.16 / self.n_features_in_**0.5)
+        if isinstance(self.learning_rate, str) or self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be 'auto' or positive; got {self.learning_rate!r}")
         return float(self.learning_rate)
 
     # ---- learning
     def fit(self, X, y=None):
         """Learn from X, anything that `concepts.stream.open_rows` reads: (n, d) array, file, AnnData, … `y` is ignored.
 
-        Raises ValueError before any work for arguments or rows that do not fit; NaN in a file is refused when it is read.
+        Raises ValueError before any work for arguments or rows that do not fit; NaN in a file is refused when it is
+        read.
         """
         self._check_arguments()
         rows = self._open(X, reset=True)
@@ -146,7 +186,9 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         return self
 
     def partial_fit(self, X, y=None):
-        "One more pass over X, at the full learning rate, with the optimiser as the last call left it. The first call fixes the sizes."
+        """One more pass over X, at the full learning rate, with the optimiser as the last call left it. The first call
+        fixes the sizes.
+        """
         self._check_arguments()
         first = not hasattr(self, "module_")
         rows = self._open(X, reset=first)
@@ -163,7 +205,9 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         acc, seed = accelerator(self.device, self.precision), self._seed()
         self._world = World()
         if self._world.size > 1:                                                    # one seed for all
-            shared = torch.tensor([seed], device=acc.device); torch.distributed.broadcast(shared, 0); seed = int(shared)
+            shared = torch.tensor([seed], device=acc.device)
+            torch.distributed.broadcast(shared, 0)
+            seed = int(shared)
         if not keep:
             self.module_ = self._make_module(seed)
             sample = self._sample(rows, seed)
@@ -175,9 +219,19 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         self.module_.half = self.precision in ("bf16", "fp16")
         M, device = self.n_features_, acc.device
         groups = self._parameters()
-        self._state = dict(seed=seed, batch=batch, t=0, seen=0, n_rows=rows.shape[0], since=torch.zeros(M, device=device), idle=torch.zeros(M, device=device),
-                           tallies=torch.zeros(self._window[0], M, device=device), tallied=torch.zeros(self._window[0], device=device), history=[],
-                           optimizer=torch.optim.Adam(groups, lr=self._rate(), fused=device.type != "mps"))
+        self._state = dict(
+            seed=seed,
+            batch=batch,
+            t=0,
+            seen=0,
+            n_rows=rows.shape[0],
+            since=torch.zeros(M, device=device),
+            idle=torch.zeros(M, device=device),
+            tallies=torch.zeros(self._window[0], M, device=device),
+            tallied=torch.zeros(self._window[0], device=device),
+            history=[],
+            optimizer=torch.optim.Adam(groups, lr=self._rate(), fused=device.type != "mps"),
+        )
 
     def _parameters(self): return [p for p in self.module_.parameters()]
 
@@ -186,7 +240,8 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         want = min(rows.shape[0], max(4096, self.n_features_))
         stream = shuffled_batches(rows, min(want, 4096), seed)
         parts = [next(stream) for _ in range(-(-want // min(want, 4096)))]
-        stream.close()                                                              # its buffers go before those of the training come
+        # its buffers go before those of the training come
+        stream.close()
         return torch.cat(parts)[:want].float().cpu()
 
     def _centre(self, sample):
@@ -204,30 +259,53 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         saved = None if self.checkpoint is None or more else Path(self.checkpoint) / "training.pt"
         if saved is not None and saved.exists(): self._resume(saved, steps)
         first = 0 if more else state["t"]
-        stream = shuffled_batches(rows, batch, state["seed"] + (state["t"] if more else 0), start=first, device=device, rank=world.rank, world=world.size,
-                                  dtype="bfloat16" if module.half and device.type == "cuda" else "float32")
-        module.forget(); module.train()
-        pending, log_every, tell = state.setdefault("pending", []), max(1, min(50, steps // 20)), teller(type(self).__name__)
+        stream = shuffled_batches(
+            rows,
+            batch,
+            state["seed"] + (state["t"] if more else 0),
+            start=first,
+            device=device,
+            rank=world.rank,
+            world=world.size,
+            dtype="bfloat16" if module.half and device.type == "cuda" else "float32",
+        )
+        module.forget()
+        module.train()
+        pending, log_every, tell = (
+            state.setdefault("pending", []),
+            max(1, min(50, steps // 20)),
+            teller(type(self).__name__),
+        )
         bar = _bar(steps, first, type(self).__name__, self.verbose and world.rank == 0)
         for t in range(first, steps):
             progress = 0.0 if more else t / max(steps, 1)
             for group in optimizer.param_groups: group["lr"] = self._rate() * self._schedule(progress)
             x = next(stream).float()                                                # (B, d)
             with torch.no_grad(): stats = self._step(module.centred(x), x, state, progress)
-            optimizer.zero_grad()                                                   # as large as the atoms: not kept while the next codes are found
+            # as large as the atoms: not kept while the next codes are found
+            optimizer.zero_grad()
             state["t"] += 1
             pending.append(torch.stack([stats[k].float() for k in stats]))
             done = t + 1
             if done % log_every == 0 or done == steps:
-                means = world.sum(torch.stack(pending).mean(0)) / world.size; pending.clear()
+                means = world.sum(torch.stack(pending).mean(0)) / world.size
+                pending.clear()
                 if not torch.isfinite(means).all():
-                    raise FloatingPointError(f"{type(self).__name__}: the loss is not finite at step {done}: try a smaller learning_rate (now {self._rate():.3g})")
-                state["history"].append({"step": state["t"], **dict(zip(stats, means.tolist())), "dead": self._dead(state)})
+                    raise FloatingPointError(
+                        f"{type(self).__name__}: the loss is not finite at step {done}: try a smaller learning_rate"
+                        f" (now {self._rate():.3g})"
+                    )
+                state["history"].append(
+                    {"step": state["t"], **dict(zip(stats, means.tolist())), "dead": self._dead(state)}
+                )
                 if world.rank == 0: tell(state["history"][-1])
-                bar.set_postfix(fvu=f"{state['history'][-1]['fvu']:.3g}", dead=f"{state['history'][-1]['dead']:.3g}", refresh=False)
+                bar.set_postfix(
+                    fvu=f"{state['history'][-1]['fvu']:.3g}", dead=f"{state['history'][-1]['dead']:.3g}", refresh=False
+                )
             bar.update(1)
             if saved is not None and world.rank == 0 and (done % 200 == 0 or done == steps): self._write(saved, steps)
-        bar.close(); stream.close()
+        bar.close()
+        stream.close()
         module.eval()
 
     @staticmethod
@@ -239,10 +317,15 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         counts.index_add_(0, index.flatten(), (value != 0).flatten().float())
         self._world.sum(counts)
         active = counts > 0
-        for name, more in ("since", n_samples), ("idle", 1): state[name] += more; state[name][active] = 0
+        for name, more in ("since", n_samples), ("idle", 1):
+            state[name] += more
+            state[name][active] = 0
         slot = state["t"] // self._window[1] % self._window[0]
-        if state["t"] % self._window[1] == 0: state["tallies"][slot] = 0; state["tallied"][slot] = 0
-        state["tallies"][slot] += counts; state["tallied"][slot] += n_samples
+        if state["t"] % self._window[1] == 0:
+            state["tallies"][slot] = 0
+            state["tallied"][slot] = 0
+        state["tallies"][slot] += counts
+        state["tallied"][slot] += n_samples
         state["seen"] += n_samples
 
     def _dead(self, state) -> float:
@@ -254,25 +337,53 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         state = self._state
         self.history_ = pd.DataFrame(state["history"] or {"step": [], "fvu": [], "l0": [], "dead": []})
         self.dead_fraction_ = self._dead(state)
-        self.rare_fraction_ = float((state["tallies"].sum(0) < 1e-5 * state["tallied"].sum()).float().mean()) if state["seen"] else 1.0
+        self.rare_fraction_ = (
+            float((state["tallies"].sum(0) < 1e-5 * state["tallied"].sum()).float().mean()) if state["seen"] else 1.0
+        )
         self.module_.forget()
 
     # ---- checkpoints
-    _kept = "since", "idle", "tallies", "tallied", "A", "B"                         # A, B: running sums of update="block"
+    # A, B: running sums of update="block"
+    _kept = "since", "idle", "tallies", "tallied", "A", "B"
 
     def _write(self, path, steps):
         state = self._state
-        _save(path, dict(kind=type(self).__name__, max_steps=steps, module=self.module_.state_dict(), optimizer=state["optimizer"].state_dict(), rng=torch.get_rng_state(),
-                         **{k: state[k] for k in (*self._kept, "seed", "t", "seen", "n_rows", "batch", "history", "pending") if k in state}))
+        _save(
+            path,
+            dict(
+                kind=type(self).__name__,
+                max_steps=steps,
+                module=self.module_.state_dict(),
+                optimizer=state["optimizer"].state_dict(),
+                rng=torch.get_rng_state(),
+                **{
+                    k: state[k]
+                    for k in (*self._kept, "seed", "t", "seen", "n_rows", "batch", "history", "pending")
+                    if k in state
+                }
+            ),
+        )
 
     def _resume(self, path, steps):
-        state, saved = self._state, torch.load(path, map_location=self.module_.bias.device, weights_only=True)     # nothing is unpickled
-        want = dict(kind=type(self).__name__, max_steps=steps, n_rows=state["n_rows"], batch=state["batch"], shape=tuple(self.module_.atoms.shape))
+        # nothing is unpickled
+        state, saved = self._state, torch.load(path, map_location=self.module_.bias.device, weights_only=True)
+        want = dict(
+            kind=type(self).__name__,
+            max_steps=steps,
+            n_rows=state["n_rows"],
+            batch=state["batch"],
+            shape=tuple(self.module_.atoms.shape),
+        )
         if self.random_state is not None: want["seed"] = state["seed"]
         have = {**saved, "shape": tuple(saved["module"]["atoms"].shape)}
         wrong = [f"{k} {have.get(k)} (here {v})" for k, v in want.items() if have.get(k) != v]
-        if wrong: raise ValueError(f"checkpoint {str(self.checkpoint)!r} belongs to another run: {', '.join(wrong)}; choose an empty folder")
-        self.module_.load_state_dict(saved["module"]); state["optimizer"].load_state_dict(saved["optimizer"])
+        if wrong:
+            raise ValueError(
+                f"checkpoint {str(self.checkpoint)!r} belongs to another run: {', '.join(wrong)}; choose an empty"
+                " folder"
+            )
+        self.module_.load_state_dict(saved["module"])
+        state["optimizer"].load_state_dict(saved["optimizer"])
         state.update({k: saved[k] for k in (*self._kept, "seed", "t", "seen", "history", "pending") if k in saved})
 
     def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ("_state", "_world")}
@@ -302,7 +413,8 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         "Codes (n, n_features), CSR or dense → rows (n, d)."
         check_is_fitted(self, "module_")
         if not sparse.issparse(codes): codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != self.n_features_: raise ValueError(f"codes must have the shape (n, {self.n_features_}); got {codes.shape}")
+        if codes.ndim != 2 or codes.shape[1] != self.n_features_:
+            raise ValueError(f"codes must have the shape (n, {self.n_features_}); got {codes.shape}")
         return np.asarray(codes @ self.components_.astype(codes.dtype)) + self.bias_.astype(codes.dtype)
 
     def score(self, X, y=None) -> float:
@@ -320,7 +432,8 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         "Share of atoms that `transform` uses for no row of X."
         check_is_fitted(self, "module_")
         used = np.zeros(self.n_features_, dtype=bool)
-        for _, block in self._open(X, reset=False).blocks(self._block()): used[np.unique(self._codes(block).indices)] = True
+        for _, block in self._open(X, reset=False).blocks(self._block()):
+            used[np.unique(self._codes(block).indices)] = True
         return float(1 - used.mean())
 
     def get_feature_names_out(self, input_features=None):
@@ -347,54 +460,125 @@ class ICFL(SparseDictionary):
 
     Parameters
     ----------
-    n_features : atoms; "auto" = min(8192, 4 d, n/4), at least 2. n_nonzero : K, atoms a row; "auto" = min(100, d/8, n_features/4), at least 1.
-    atoms_per_round : L of `transform`: exactly with refit="new"; with refit="all" the most, L = min(atoms_per_round, K/20) and at least 1, since
+    n_features : atoms; "auto" = min(8192, 4 d, n/4), at least 2. n_nonzero : K, atoms a row; "auto" = min(100, d/8,
+        n_features/4), at least 1.
+    atoms_per_round : L of `transform`: exactly with refit="new"; with refit="all" the most, L = min(atoms_per_round,
+        K/20) and at least 1, since
         few large rounds cost accuracy. train_rounds : rounds while training, of K/train_rounds atoms each.
-    refit : "all" picked atoms, or the "new" ones of a round (as in the paper). selection : "signed" (paper), "absolute" or "nonnegative".
+    refit : "all" picked atoms, or the "new" ones of a round (as in the paper). selection : "signed" (paper), "absolute"
+        or "nonnegative".
     update : "adam", or "block" (block coordinate descent on running sums: fewer rows, costlier steps).
-    init : "data" (rows of the data) or "linear" (a torch linear layer's, as in the paper). unit_norm : keep atoms at length 1 while training.
+    init : "data" (rows of the data) or "linear" (a torch linear layer's, as in the paper). unit_norm : keep atoms at
+        length 1 while training.
     revive_every : steps after which atoms that were not used since restart from the worst residuals; None = never.
-    reset_cosine, reset_every : of two atoms with a larger cosine, the one used less starts again (paper: 0.9, every 100 steps, drawn from the sphere); None = never.
-    learning_rate : of Adam; "auto" = 0.16/√d, at most 0.02, a turn of an atom by about 0.16 a step. It falls to 0 over the last fifth of the steps.
+    reset_cosine, reset_every : of two atoms with a larger cosine, the one used less starts again (paper: 0.9, every 100
+        steps, drawn from the sphere); None = never.
+    learning_rate : of Adam; "auto" = 0.16/√d, at most 0.02, a turn of an atom by about 0.16 a step. It falls to 0 over
+        the last fifth of the steps.
     ridge : of the least squares.
-    batch_size : rows a step; "auto" = n/32 within 64 and 4096. max_steps : "auto" = 30 passes within 100 and 10,000 steps, and at least one pass.
-    device, random_state, checkpoint, verbose : see `training.loop.train`. precision : "auto" = float32; "bf16" halves the rows held on a GPU and the
+    batch_size : rows a step; "auto" = n/32 within 64 and 4096. max_steps : "auto" = 30 passes within 100 and 10,000
+        steps, and at least one pass.
+    device, random_state, checkpoint, verbose : see `training.loop.train`. precision : "auto" = float32; "bf16" halves
+        the rows held on a GPU and the
         dense product.
     """
 
-    def __init__(self, n_features="auto", n_nonzero="auto", atoms_per_round=5, *, train_rounds=8, refit="all", selection="signed", update="adam", init="data",
-                 unit_norm=True, revive_every=20, reset_cosine=0.7, reset_every=20, learning_rate="auto", ridge=1e-6, batch_size="auto", max_steps="auto", device="auto",
-                 precision="auto", random_state=None, checkpoint=None, verbose=False):
-        self.n_features, self.n_nonzero, self.atoms_per_round, self.train_rounds = n_features, n_nonzero, atoms_per_round, train_rounds
+    def __init__(
+        self,
+        n_features="auto",
+        n_nonzero="auto",
+        atoms_per_round=5,
+        *,
+        train_rounds=8,
+        refit="all",
+        selection="signed",
+        update="adam",
+        init="data",
+        unit_norm=True,
+        revive_every=20,
+        reset_cosine=0.7,
+        reset_every=20,
+        learning_rate="auto",
+        ridge=1e-6,
+        batch_size="auto",
+        max_steps="auto",
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        self.n_features, self.n_nonzero, self.atoms_per_round, self.train_rounds = (
+            n_features,
+            n_nonzero,
+            atoms_per_round,
+            train_rounds,
+        )
         self.refit, self.selection, self.update, self.init, self.unit_norm = refit, selection, update, init, unit_norm
         self.revive_every, self.reset_cosine, self.reset_every = revive_every, reset_cosine, reset_every
         self.learning_rate, self.ridge, self.batch_size, self.max_steps = learning_rate, ridge, batch_size, max_steps
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     @classmethod
     def paper(cls, **overrides):
-        "The published configuration: 8,192 atoms, 20 rounds of 5, refit of the new ones, linear initialisation, resets, lr 5e-5, 300,000 steps of 8,192."
-        published = dict(n_features=8192, n_nonzero=100, atoms_per_round=5, train_rounds=20, refit="new", init="linear", unit_norm=False, revive_every=None, reset_cosine=0.9,
-                         reset_every=100, learning_rate=5e-5, batch_size=8192, max_steps=300_000)
+        """The published configuration: 8,192 atoms, 20 rounds of 5, refit of the new ones, linear initialisation,
+        resets, lr 5e-5, 300,000 steps of 8,192.
+        """
+        published = dict(
+            n_features=8192,
+            n_nonzero=100,
+            atoms_per_round=5,
+            train_rounds=20,
+            refit="new",
+            init="linear",
+            unit_norm=False,
+            revive_every=None,
+            reset_cosine=0.9,
+            reset_every=100,
+            learning_rate=5e-5,
+            batch_size=8192,
+            max_steps=300_000,
+        )
         return cls(**{**published, **overrides})
 
     def _check_arguments(self):
-        for name, known in dict(refit=("all", "new"), selection=tuple(SELECTION), update=("adam", "block"), init=("data", "linear")).items():
-            if getattr(self, name) not in known: raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {getattr(self, name)!r}")
+        for name, known in dict(
+            refit=("all", "new"), selection=tuple(SELECTION), update=("adam", "block"), init=("data", "linear")
+        ).items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {getattr(self, name)!r}")
         for name in "atoms_per_round", "train_rounds":
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         for name in "revive_every", "reset_every":
-            if getattr(self, name) is not None and getattr(self, name) < 1: raise ValueError(f"{name} must be None or at least 1; got {getattr(self, name)}")
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be None or at least 1; got {getattr(self, name)}")
 
     def _build(self):
         L = self.atoms_per_round if self.refit == "new" else max(1, min(self.atoms_per_round, self.n_nonzero_ // 20))
-        return PursuitModule(self.n_features_, self.n_features_in_, n_nonzero=self.n_nonzero_, atoms_per_round=L, refit=self.refit, selection=self.selection, ridge=self.ridge)
+        return PursuitModule(
+            self.n_features_,
+            self.n_features_in_,
+            n_nonzero=self.n_nonzero_,
+            atoms_per_round=L,
+            refit=self.refit,
+            selection=self.selection,
+            ridge=self.ridge,
+        )
 
     @torch.no_grad()
     def _start(self, x):
         "First atoms, from the centred sample x (S, d)."
         M, d = self.module_.atoms.shape
-        if self.init == "linear": nn.init.kaiming_uniform_(self.module_.atoms.T, a=math.sqrt(5)); return      # of nn.Linear(M, d), whose columns are atoms
+        # of nn.Linear(M, d), whose columns are atoms
+        if self.init == "linear":
+            nn.init.kaiming_uniform_(self.module_.atoms.T, a=math.sqrt(5))
+            return
         atoms = torch.randn(M, d)
         usable = x[x.norm(dim=1) > 1e-6]
         usable = usable[torch.randperm(len(usable))[:M]]
@@ -404,16 +588,27 @@ class ICFL(SparseDictionary):
     def _step(self, x, raw, state, progress):
         "x (B, d) centred and scaled. Codes by pursuit, then one update of atoms and bias with the codes held constant."
         module, world, K = self.module_, self._world, self.n_nonzero_
-        norm = module.atoms.norm(dim=1).clamp_min(1e-12)                             # (M,) selection is by unit atoms whatever their length
+        # (M,) selection is by unit atoms whatever their length
+        norm = module.atoms.norm(dim=1).clamp_min(1e-12)
         W = module.atoms / norm[:, None]
-        index, value = omp(x, W, n_nonzero=K, atoms_per_round=-(-K // self.train_rounds), product=module.product, gram=gram_matrix(W), refit=self.refit,
-                           selection=self.selection, ridge=self.ridge)
+        index, value = omp(
+            x,
+            W,
+            n_nonzero=K,
+            atoms_per_round=-(-K // self.train_rounds),
+            product=module.product,
+            gram=gram_matrix(W),
+            refit=self.refit,
+            selection=self.selection,
+            ridge=self.ridge,
+        )
         R = x - decode(index, value, W)                                              # (B, d) residuals
         n_samples = len(x) * world.size
         if self.update == "adam":
             gradient = -2 * scatter(index, value, R, len(W))                         # (M, d) = −2 ZᵀR
             if self.unit_norm: gradient -= (gradient * W).sum(1, keepdim=True) * W   # only what turns the atom
-            else: gradient /= norm[:, None]                                          # the code of a longer atom is shorter
+            # the code of a longer atom is shorter
+            else: gradient /= norm[:, None]
             module.atoms.grad, module.bias.grad = gradient, -2 * R.sum(0)
             world.sum(module.atoms.grad, module.bias.grad)
             state["optimizer"].step()
@@ -423,10 +618,16 @@ class ICFL(SparseDictionary):
         error = R.square().sum(1)
         revived = self._renew(R, error, state, progress)
         total = (x - x.mean(0)).square().sum().clamp_min(1e-12)
-        return {"fvu": error.sum() / total, "l0": (value != 0).sum() / len(x), "revived": torch.tensor(float(revived), device=x.device)}
+        return {
+            "fvu": error.sum() / total,
+            "l0": (value != 0).sum() / len(x),
+            "revived": torch.tensor(float(revived), device=x.device),
+        }
 
     def _block_update(self, x, index, value, R, state, size=256):
-        "Running sums A = ZᵀZ, B = ZᵀX with a memory of some passes over the atoms' uses; each block of atoms jumps to its least-squares solution."
+        """Running sums A = ZᵀZ, B = ZᵀX with a memory of some passes over the atoms' uses; each block of atoms jumps to
+        its least-squares solution.
+        """
         W, M = self.module_.atoms, len(self.module_.atoms)
         A, B = torch.zeros(M * M, device=x.device), scatter(index, value, x, M)
         for lo in range(0, len(x), 256):
@@ -434,13 +635,15 @@ class ICFL(SparseDictionary):
             A.index_add_(0, (i[:, :, None] * M + i[:, None, :]).flatten(), (v[:, :, None] * v[:, None, :]).flatten())
         shift = R.sum(0)
         self._world.sum(A, B, shift)
-        keep = 1 - 1 / min(state["t"] + 1, 20)                                        # a mean over the last 20 steps or so
+        # a mean over the last 20 steps or so
+        keep = 1 - 1 / min(state["t"] + 1, 20)
         state["A"] = A.view(M, M) if "A" not in state else keep * state["A"] + A.view(M, M)
         state["B"] = B if "B" not in state else keep * state["B"] + B
         A, B = state["A"], state["B"]
         for lo in range(0, M, size):
             b = slice(lo, min(lo + size, M))
-            C = A[b, b].clone(); C.diagonal().add_(1e-3 * A.diagonal().mean() + 1e-12)
+            C = A[b, b].clone()
+            C.diagonal().add_(1e-3 * A.diagonal().mean() + 1e-12)
             W[b] += torch.cholesky_solve(B[b] - A[b] @ W, torch.linalg.cholesky(C))
         self.module_.bias += 0.1 * shift / (len(x) * self._world.size)
 
@@ -449,19 +652,27 @@ class ICFL(SparseDictionary):
         kept = state["optimizer"].state.get(self.module_.atoms, {})
         for name in "exp_avg", "exp_avg_sq":
             if name in kept: kept[name][which] = 0
-        if "A" in state: state["A"][which] = 0; state["A"][:, which] = 0; state["B"][which] = 0
+        if "A" in state:
+            state["A"][which] = 0
+            state["A"][:, which] = 0
+            state["B"][which] = 0
         state["idle"][which] = 0
 
     def _renew(self, R, error, state, progress) -> int:
-        "Idle atoms and twins start again, from the worst explained residuals or (without revival, as in the paper) from the sphere; not in the last tenth of the run."
+        """Idle atoms and twins start again, from the worst explained residuals or (without revival, as in the paper)
+        from the sphere; not in the last tenth of the run.
+        """
         t = state["t"] + 1
-        revive, reset = (every is not None and t % every == 0 and progress <= .9 for every in (self.revive_every, self.reset_every))
+        revive, reset = (
+            every is not None and t % every == 0 and progress <= 0.9 for every in (self.revive_every, self.reset_every)
+        )
         gone = state["idle"] >= self.revive_every if revive else torch.zeros_like(state["idle"], dtype=torch.bool)
         if reset and self.reset_cosine is not None: gone = gone | self._twins(state)
         which = gone.nonzero()[:, 0]
         if len(which) == 0: return 0
         if self.revive_every is None:
-            generator = torch.Generator().manual_seed(state["seed"] * 1_000_003 + t)             # the same on every process
+            # the same on every process
+            generator = torch.Generator().manual_seed(state["seed"] * 1_000_003 + t)
             new = F.normalize(torch.randn(len(which), R.shape[1], generator=generator), dim=1).to(R)
         else:
             worst = error.topk(min(len(which), max(1, len(R) // 4))).indices
@@ -469,12 +680,20 @@ class ICFL(SparseDictionary):
             order = error.argsort(descending=True, stable=True)[:len(which)]
             order = order[error[order] > 1e-10]                                       # nothing is left to explain
             which, new = which[:len(order)], F.normalize(candidates[order], dim=1)
-        self.module_.atoms[which] = new * (1.0 if self.unit_norm else self.module_.atoms[which].norm(dim=1, keepdim=True))
+        self.module_.atoms[which] = new * (
+            1.0 if self.unit_norm else self.module_.atoms[which].norm(dim=1, keepdim=True)
+        )
         self._forget_optimizer(which, state)
         return len(which)
 
     def _twins(self, state):
         "Atoms (M,) that have a cosine above `reset_cosine` with one that is used more often."
         W, used = self.module_.unit_atoms(), state["tallies"].sum(0)
-        rank = torch.empty(len(W), device=W.device); rank[used.argsort(stable=True)] = torch.arange(len(W), device=W.device, dtype=rank.dtype)
-        return torch.cat([((W[lo:lo + 1024] @ W.T > self.reset_cosine) & (rank > rank[lo:lo + 1024, None])).any(1) for lo in range(0, len(W), 1024)])
+        rank = torch.empty(len(W), device=W.device)
+        rank[used.argsort(stable=True)] = torch.arange(len(W), device=W.device, dtype=rank.dtype)
+        return torch.cat(
+            [
+                ((W[lo : lo + 1024] @ W.T > self.reset_cosine) & (rank > rank[lo : lo + 1024, None])).any(1)
+                for lo in range(0, len(W), 1024)
+            ]
+        )

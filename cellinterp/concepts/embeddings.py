@@ -4,6 +4,7 @@
 
 # %% ../../nbs/concepts/embeddings.ipynb #4014d434
 from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -12,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
+from torch import nn
+
 from ..data.images import ImageSet, as_nchw, load_images
 from ..training.augment import turns
 from ..training.loop import accelerator, as_tensor
@@ -28,9 +31,11 @@ __all__ = ['IMAGENET', 'capture', 'Backbone', 'adapt_channels', 'choose_rule', '
 # %% ../../nbs/concepts/embeddings.ipynb #0a5f2655
 @contextmanager
 def capture(module: nn.Module, names):
-    """What the submodules `names` of `module` return while it runs: `with capture(net, names) as kept: net(x)` fills the dict `kept`.
+    """What the submodules `names` of `module` return while it runs: `with capture(net, names) as kept: net(x)` fills
+    the dict `kept`.
 
-    A tuple gives its first tensor, a model output its `last_hidden_state`. The hooks are gone when the block ends, whatever happened in it.
+    A tuple gives its first tensor, a model output its `last_hidden_state`. The hooks are gone when the block ends,
+    whatever happened in it.
     """
     modules, kept, handles = dict(module.named_modules()), {}, []
     try:
@@ -42,7 +47,8 @@ def capture(module: nn.Module, names):
 
 def _keep(kept, name, module, inputs, output):
     output = getattr(output, "last_hidden_state", output)
-    kept[name] = (output[0] if isinstance(output, (tuple, list)) else output).clone()   # a copy: later layers may work in place
+    # a copy: later layers may work in place
+    kept[name] = (output[0] if isinstance(output, (tuple, list)) else output).clone()
 
 # %% ../../nbs/concepts/embeddings.ipynb #1488a39a
 class Backbone:
@@ -51,8 +57,10 @@ class Backbone:
     Attributes
     ----------
     module : the network that runs. name : its class, or its name on the hub.
-    blocks, attention : dotted names of the blocks and of their attention modules. patch, image_size : (h, w) or None. channels : taken, or None.
-    agnostic : whether every channel has tokens of its own. estimator : the fitted estimator it came from, or None. normalisation : its own, or None.
+    blocks, attention : dotted names of the blocks and of their attention modules. patch, image_size : (h, w) or None.
+        channels : taken, or None.
+    agnostic : whether every channel has tokens of its own. estimator : the fitted estimator it came from, or None.
+        normalisation : its own, or None.
     """
 
     def __init__(self, model):
@@ -63,33 +71,69 @@ class Backbone:
         model = getattr(model, "estimator", model) if type(model).__name__ == "FrozenEstimator" else model
         if hasattr(model, "module_"): self.name, self.estimator, model = type(model).__name__, model, model.module_
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model: a {type(model).__name__} came; expected a name on the Hugging Face hub or 'timm:NAME', a torch module, or an estimator of images")
-        if hasattr(model, "config") and hasattr(model, "base_model"): model = model.base_model               # no head, no decoder
-        if hasattr(getattr(model, "encoder", None), "vit_backbone"):                                         # OpenPhenom: it normalises the pixels itself
+            raise TypeError(
+                f"model: a {type(model).__name__} came; expected a name on the Hugging Face hub or 'timm:NAME', a torch"
+                " module, or an estimator of images"
+            )
+        # no head, no decoder
+        if hasattr(model, "config") and hasattr(model, "base_model"): model = model.base_model
+        # OpenPhenom: it normalises the pixels itself
+        if hasattr(getattr(model, "encoder", None), "vit_backbone"):
             self.before, model = getattr(model, "input_norm", None), model.encoder.vit_backbone
             if self.before is not None: self.normalisation = dict(kind="none")
         self.module = model
         own = {n: m for n, m in model.named_modules() if "decoder" not in n}
-        self.attention = [n for n in own if n.rsplit(".", 1)[-1] in ("attention", "attn", "self_attn", "self_attention") and "." in n and n.rsplit(".", 2)[-2].isdigit()]
-        lists = {n: [f"{n}.{k}" for k, _ in m.named_children()] for n, m in own.items() if isinstance(m, (nn.ModuleList, nn.Sequential))
-                 and len({type(c) for c in m}) == 1 and len(m) and any(t in type(m[0]).__name__.lower() for t in ("layer", "block")) and any(True for _ in m[0].children())}
+        self.attention = [
+            n
+            for n in own
+            if n.rsplit(".", 1)[-1] in ("attention", "attn", "self_attn", "self_attention")
+            and "." in n
+            and n.rsplit(".", 2)[-2].isdigit()
+        ]
+        lists = {
+            n: [f"{n}.{k}" for k, _ in m.named_children()]
+            for n, m in own.items()
+            if isinstance(m, (nn.ModuleList, nn.Sequential))
+            and len({type(c) for c in m}) == 1
+            and len(m)
+            and any(t in type(m[0]).__name__.lower() for t in ("layer", "block"))
+            and any(True for _ in m[0].children())
+        }
         self.blocks = max(lists.values(), key=len, default=[])
-        stem = next((m for m in own.values() if isinstance(m, nn.Conv2d) and tuple(m.kernel_size) == tuple(m.stride) and min(m.stride) > 1), None)
+        stem = next(
+            (
+                m
+                for m in own.values()
+                if isinstance(m, nn.Conv2d) and tuple(m.kernel_size) == tuple(m.stride) and min(m.stride) > 1
+            ),
+            None,
+        )
         self.patch = None if stem is None else tuple(stem.stride)
         first = stem if stem is not None else next((m for m in own.values() if isinstance(m, nn.Conv2d)), None)
-        self.agnostic = any(getattr(m, "channel_agnostic", False) or "ChannelAgnostic" in type(m).__name__ for m in own.values())
+        self.agnostic = any(
+            getattr(m, "channel_agnostic", False) or "ChannelAgnostic" in type(m).__name__ for m in own.values()
+        )
         self.channels = None if self.agnostic or first is None else first.in_channels
-        size = getattr(getattr(model, "config", None), "image_size", None) or getattr(getattr(model, "patch_embed", None), "img_size", None)
-        self.image_size = None if size is None else (int(size),) * 2 if isinstance(size, int) else tuple(int(s) for s in size)
+        size = getattr(getattr(model, "config", None), "image_size", None) or getattr(
+            getattr(model, "patch_embed", None), "img_size", None
+        )
+        self.image_size = (
+            None if size is None else (int(size),) * 2 if isinstance(size, int) else tuple(int(s) for s in size)
+        )
 
     def run(self, x: torch.Tensor):
         "One forward pass over pixels (B, C, H, W), every patch present and in its place."
         if self.before is not None: x = self.before(x)
         net, embeddings = self.module, getattr(self.module, "embeddings", None)
-        resized = {} if self.image_size in (None, tuple(x.shape[-2:])) or not hasattr(net, "config") else {"interpolate_pos_encoding": True}
+        resized = (
+            {}
+            if self.image_size in (None, tuple(x.shape[-2:])) or not hasattr(net, "config")
+            else {"interpolate_pos_encoding": True}
+        )
         if hasattr(embeddings, "random_masking"):
             n = int(np.prod(self.grid(x.shape))) * (x.shape[1] if self.agnostic else 1)
-            noise = torch.arange(n, device=x.device, dtype=torch.float64).expand(len(x), -1)                 # rises: sorting it moves nothing
+            # rises: sorting it moves nothing
+            noise = torch.arange(n, device=x.device, dtype=torch.float64).expand(len(x), -1)
             ratio, embeddings.config.mask_ratio = embeddings.config.mask_ratio, 0.0
             try: return net(x, noise=noise, **resized)
             finally: embeddings.config.mask_ratio = ratio
@@ -103,8 +147,14 @@ class Backbone:
         return None if self.patch is None else (shape[-2] // self.patch[0], shape[-1] // self.patch[1])
 
     def find(self, layer, stream: str) -> str:
-        "The dotted name of a layer: a block's number (negative from the end) or a name. Raises ValueError with those there are."
-        if stream not in ("residual", "attention"): raise ValueError(f"stream: {stream!r} came; expected 'residual' (after the block) or 'attention' (what the block's attention adds)")
+        """The dotted name of a layer: a block's number (negative from the end) or a name. Raises ValueError with those
+        there are.
+        """
+        if stream not in ("residual", "attention"):
+            raise ValueError(
+                f"stream: {stream!r} came; expected 'residual' (after the block) or 'attention' (what the block's"
+                " attention adds)"
+            )
         known = self.attention if stream == "attention" else self.blocks
         if isinstance(layer, (int, np.integer)) and not isinstance(layer, bool):
             if -len(known) <= layer < len(known): return known[layer]
@@ -116,9 +166,13 @@ class Backbone:
 
     def known(self) -> str:
         "The layers there are, in words."
-        shown = lambda names: names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+        def shown(names):
+            return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
         if not self.blocks: return "one of " + ", ".join(n for n, _ in self.module.named_modules() if n)[:600]
-        text = f"0 to {len(self.blocks) - 1} or -1 to -{len(self.blocks)}, or a name: {shown(self.blocks)} (residual stream)"
+        text = (
+            f"0 to {len(self.blocks) - 1} or -1 to -{len(self.blocks)}, or a name: {shown(self.blocks)} (residual"
+            " stream)"
+        )
         if self.attention: text += f", {shown(self.attention)} (attention output)"
         others = [n for n, _ in self.module.named_children() if not any(b.split(".")[0] == n for b in self.blocks)]
         return text + (f", {', '.join(others)}" if others else "") + ", or any other of named_modules()"
@@ -128,24 +182,41 @@ class Backbone:
         h = hashlib.sha256()
         for name, t in sorted(self.module.state_dict().items()):
             t = t.detach().cpu().contiguous()
-            h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode()); h.update(t.flatten().view(torch.uint8).numpy() if t.numel() else b"")
+            h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+            h.update(t.flatten().view(torch.uint8).numpy() if t.numel() else b"")
         return h.hexdigest()[:16]
 
 
 def _from_hub(name: str):
     "(model, normalisation or None) of a name on the Hugging Face hub, a folder that holds one, or timm:NAME."
     if name.startswith("timm:"):
-        try: import timm
-        except ImportError as error: raise ImportError(f"model={name!r} needs timm: pip install 'cellinterp[timm]' ({error})") from None
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"model={name!r} needs timm: pip install 'cellinterp[timm]' ({error})") from None
         model = timm.create_model(name[5:], pretrained=True, num_classes=0)
-        return model, dict(kind="mean_std", scale="dtype", mean=list(model.pretrained_cfg["mean"]), std=list(model.pretrained_cfg["std"]))
-    try: from transformers import AutoModel
-    except ImportError as error: raise ImportError(f"model={name!r} names a model of the Hugging Face hub, which needs transformers: pip install 'cellinterp[foundation]' ({error})") from None
+        return model, dict(
+            kind="mean_std",
+            scale="dtype",
+            mean=list(model.pretrained_cfg["mean"]),
+            std=list(model.pretrained_cfg["std"]),
+        )
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise ImportError(
+            f"model={name!r} names a model of the Hugging Face hub, which needs transformers: pip install"
+            f" 'cellinterp[foundation]' ({error})"
+        ) from None
     try: model = AutoModel.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise OSError(f"model: {name!r} could not be loaded. It is no folder with a saved model and not in the cache, and the Hugging Face hub was not reached or does not have it. "
-                      "With a network it is fetched at the first use; without one, copy its folder here and give the path, or hand over a torch module. "
-                      f"Models that bring code of their own are loaded by you and handed over. ({type(error).__name__}: {str(error).splitlines()[0][:160]})") from None
+        raise OSError(
+            f"model: {name!r} could not be loaded. It is no folder with a saved model and not in the cache, and the"
+            " Hugging Face hub was not reached or does not have it. With a network it is fetched at the first use;"
+            " without one, copy its folder here and give the path, or hand over a torch module. Models that bring code"
+            f" of their own are loaded by you and handed over. ({type(error).__name__}:"
+            f" {str(error).splitlines()[0][:160]})"
+        ) from None
     return model, _preprocessor(name)
 
 
@@ -155,7 +226,12 @@ def _preprocessor(name: str):
     try: config = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
     except (OSError, TypeError, ValueError): return None
     if not config.get("do_normalize", True) or "image_mean" not in config: return None
-    return dict(kind="mean_std", scale="dtype", mean=[float(v) for v in config["image_mean"]], std=[float(v) for v in config["image_std"]])
+    return dict(
+        kind="mean_std",
+        scale="dtype",
+        mean=[float(v) for v in config["image_mean"]],
+        std=[float(v) for v in config["image_std"]],
+    )
 
 # %% ../../nbs/concepts/embeddings.ipynb #1713955a
 IMAGENET = dict(kind="mean_std", scale="dtype", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -171,24 +247,45 @@ def adapt_channels(x: torch.Tensor, rule, n: int | None) -> torch.Tensor:
 
 def choose_rule(rule, came: int, n: int | None, agnostic: bool):
     "The rule that holds for `came` channels and a model of `n`. Raises ValueError where it does not fit."
-    where = f"{came} channel{'s' * (came != 1)} came and the model takes {'any number, each with tokens of its own' if agnostic else n}"
+    where = (
+        f"{came} channel{'s' * (came != 1)} came and the model takes"
+        f" {'any number, each with tokens of its own' if agnostic else n}"
+    )
     if isinstance(rule, (list, tuple, np.ndarray)):
         rule = [int(c) for c in rule]
-        if any(not 0 <= c < came for c in rule): raise ValueError(f"channels: {rule} came; expected numbers from 0 to {came - 1}")
-        if n is not None and len(rule) != n: raise ValueError(f"channels: {len(rule)} were chosen and the model takes {n}")
+        if any(not 0 <= c < came for c in rule):
+            raise ValueError(f"channels: {rule} came; expected numbers from 0 to {came - 1}")
+        if n is not None and len(rule) != n:
+            raise ValueError(f"channels: {len(rule)} were chosen and the model takes {n}")
         return rule
-    if rule == "auto": rule = "tokens" if agnostic else "match" if n in (None, came) else "repeat" if came == 1 else None
-    if rule is None: raise ValueError(f"channels: {where}; expected channels=\"each\" (one by one), \"mean\" (their mean), or a list of {n} of them")
-    if rule not in ("match", "repeat", "each", "mean", "tokens"): raise ValueError(f"channels: {rule!r} came; expected 'auto', 'match', 'repeat', 'each', 'mean', 'tokens' or a list of channels")
-    if (rule == "tokens") != agnostic: raise ValueError(f"channels: {rule!r} came; {where}: {'expected tokens or auto' if agnostic else 'tokens are for channel-agnostic models'}")
-    if rule == "match" and n not in (None, came) or rule == "repeat" and came != 1: raise ValueError(f"channels: {rule!r} came, but {where}")
+    if rule == "auto":
+        rule = "tokens" if agnostic else "match" if n in (None, came) else "repeat" if came == 1 else None
+    if rule is None:
+        raise ValueError(
+            f'channels: {where}; expected channels="each" (one by one), "mean" (their mean), or a list of {n} of them'
+        )
+    if rule not in ("match", "repeat", "each", "mean", "tokens"):
+        raise ValueError(
+            f"channels: {rule!r} came; expected 'auto', 'match', 'repeat', 'each', 'mean', 'tokens' or a list of"
+            " channels"
+        )
+    if (rule == "tokens") != agnostic:
+        raise ValueError(
+            f"channels: {rule!r} came; {where}:"
+            f" {'expected tokens or auto' if agnostic else 'tokens are for channel-agnostic models'}"
+        )
+    if rule == "match" and n not in (None, came) or rule == "repeat" and came != 1:
+        raise ValueError(f"channels: {rule!r} came, but {where}")
     return rule
 
 
 def normalise(x: torch.Tensor, how: dict) -> torch.Tensor:
     "Pixels (B, C, H, W) in float32, normalised as `how` says (see `Embedder.normalisation`)."
     if how["kind"] == "none": return x
-    if how["kind"] == "self": return (x - x.mean((-2, -1), keepdim=True)) / (x.var((-2, -1), correction=0, keepdim=True) + 1e-5 * x.square().mean((-2, -1), keepdim=True) + 1e-12).sqrt()
+    if how["kind"] == "self":
+        return (x - x.mean((-2, -1), keepdim=True)) / (
+            x.var((-2, -1), correction=0, keepdim=True) + 1e-5 * x.square().mean((-2, -1), keepdim=True) + 1e-12
+        ).sqrt()
     x = x / how["scale"]
     if how["kind"] == "range": return x
     mean, std = (torch.as_tensor(how[k], device=x.device, dtype=x.dtype).view(-1, 1, 1) for k in ("mean", "std"))
@@ -196,16 +293,29 @@ def normalise(x: torch.Tensor, how: dict) -> torch.Tensor:
 
 # %% ../../nbs/concepts/embeddings.ipynb #6494038f
 class ImageSource:
-    "Images that are read in slices: `shape` (N, C, H, W), `dtype`, `read(lo, hi)`, `obs` (a DataFrame, a row an image), `name`, and `signature`, which tells two sources apart."
+    """Images that are read in slices: `shape` (N, C, H, W), `dtype`, `read(lo, hi)`, `obs` (a DataFrame, a row an
+    image), `name`, and `signature`, which tells two sources apart.
+    """
 
     def __init__(self, read, shape, dtype, name, obs=None, signature=None):
         import pandas as pd
         self.read, self.shape, self.dtype, self.name = read, tuple(int(s) for s in shape), np.dtype(dtype), name
-        if len(self.shape) != 4: raise ValueError(f"source: {name} has the shape {self.shape}; expected images (N, C, H, W): say axes=\"NYXC\" or the like for another order")
+        if len(self.shape) != 4:
+            raise ValueError(
+                f'source: {name} has the shape {self.shape}; expected images (N, C, H, W): say axes="NYXC" or the like'
+                " for another order"
+            )
         if 0 in self.shape: raise ValueError(f"source: {name} is empty, {self.shape}; expected at least one image")
         self.obs = pd.DataFrame(index=range(self.shape[0])) if obs is None else obs.reset_index(drop=True)
-        if len(self.obs) != self.shape[0]: raise ValueError(f"metadata: {len(self.obs)} rows came for {self.shape[0]} images; expected one an image")
-        self.signature = signature or hashlib.sha256(np.ascontiguousarray(read(0, 1)).tobytes() + np.ascontiguousarray(read(self.shape[0] - 1, self.shape[0])).tobytes()).hexdigest()[:16]
+        if len(self.obs) != self.shape[0]:
+            raise ValueError(f"metadata: {len(self.obs)} rows came for {self.shape[0]} images; expected one an image")
+        self.signature = (
+            signature
+            or hashlib.sha256(
+                np.ascontiguousarray(read(0, 1)).tobytes()
+                + np.ascontiguousarray(read(self.shape[0] - 1, self.shape[0])).tobytes()
+            ).hexdigest()[:16]
+        )
 
     def __len__(self): return self.shape[0]
 
@@ -215,8 +325,10 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
 
     Parameters
     ----------
-    source : ImageSet; array or memory map (N, C, H, W); zarr array, group or path (its array `images`, with `labels` and `groups` beside); a folder of image files; a .npy, .npz or TIFF file.
-    metadata : DataFrame or CSV path, a row an image in the same order, or with the column `file` (path inside the folder).
+    source : ImageSet; array or memory map (N, C, H, W); zarr array, group or path (its array `images`, with `labels`
+        and `groups` beside); a folder of image files; a .npy, .npz or TIFF file.
+    metadata : DataFrame or CSV path, a row an image in the same order, or with the column `file` (path inside the
+        folder).
     axes : letters such as "NYXC" where the order is another.
 
     Raises ValueError, FileNotFoundError.
@@ -226,13 +338,27 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
     table = None if metadata is None else metadata if isinstance(metadata, pd.DataFrame) else pd.read_csv(metadata)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
-        if not path.exists(): raise FileNotFoundError(f"source: {path.name} does not exist; expected a folder of images, a zarr store, or a .npy, .npz or .tif file")
-        if path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists() or (path / ".zarray").exists():
+        if not path.exists():
+            raise FileNotFoundError(
+                f"source: {path.name} does not exist; expected a folder of images, a zarr store, or a .npy, .npz or"
+                " .tif file"
+            )
+        if (
+            path.suffix == ".zarr"
+            or (path / "zarr.json").exists()
+            or (path / ".zgroup").exists()
+            or (path / ".zarray").exists()
+        ):
             import zarr
+
             source = zarr.open(path, mode="r")
-        elif path.is_dir(): return _open_folder(path, table, axes)
-        elif path.suffix == ".npy": source = np.load(path, mmap_mode="r", allow_pickle=False)
-        else: source = load_images(path, axes=axes); axes = None
+        elif path.is_dir():
+            return _open_folder(path, table, axes)
+        elif path.suffix == ".npy":
+            source = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            source = load_images(path, axes=axes)
+            axes = None
     if isinstance(source, ImageSet):
         obs = pd.DataFrame(index=range(len(source)))
         if (source.labels != "").any(): obs["label"] = source.labels
@@ -242,21 +368,47 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
         images = source.images
         return ImageSource(lambda lo, hi: images[lo:hi], images.shape, images.dtype, "the ImageSet", obs)
     if type(source).__module__.startswith("zarr") and hasattr(source, "keys"):
-        if "images" not in source: raise ValueError(f"source: the zarr group holds {', '.join(sorted(source.keys())) or 'nothing'}; expected an array `images`")
+        if "images" not in source:
+            raise ValueError(
+                f"source: the zarr group holds {', '.join(sorted(source.keys())) or 'nothing'}; expected an array"
+                " `images`"
+            )
         if table is None:
-            table = pd.DataFrame({k[:-1]: np.asarray(source[k][:]).astype(str) for k in ("labels", "groups") if k in source}, index=range(source["images"].shape[0]))
+            table = pd.DataFrame(
+                {k[:-1]: np.asarray(source[k][:]).astype(str) for k in ("labels", "groups") if k in source},
+                index=range(source["images"].shape[0]),
+            )
         axes, source = axes or dict(source.attrs).get("axes"), source["images"]
-    if not hasattr(source, "shape") or not hasattr(source, "__getitem__"): raise TypeError(f"source: a {type(source).__name__} came; expected an ImageSet, an array, a zarr store or a path")
-    ordered = (lambda block: np.asarray(block)) if axes is None or axes.upper() in ("NCYX", "NCHW") else lambda block: as_nchw(block, axes, channels=block.shape[axes.upper().find("C")] if "C" in axes.upper() else 1)
+    if not hasattr(source, "shape") or not hasattr(source, "__getitem__"):
+        raise TypeError(
+            f"source: a {type(source).__name__} came; expected an ImageSet, an array, a zarr store or a path"
+        )
+    ordered = (
+        (lambda block: np.asarray(block))
+        if axes is None or axes.upper() in ("NCYX", "NCHW")
+        else lambda block: as_nchw(
+            block, axes, channels=block.shape[axes.upper().find("C")] if "C" in axes.upper() else 1
+        )
+    )
     shape = (source.shape[0],) + ordered(source[:1]).shape[1:]
-    return ImageSource(lambda lo, hi: ordered(source[lo:hi]), shape, source.dtype, f"the {type(source).__name__}", table)
+    return ImageSource(
+        lambda lo, hi: ordered(source[lo:hi]), shape, source.dtype, f"the {type(source).__name__}", table
+    )
 
 
 def _open_folder(folder, table, axes):
     import pandas as pd
+
     from cellinterp.data.images import _SUFFIXES, _read_file, _short
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    if not files: raise ValueError(f"source: no images in {folder.name}; expected files ending in {', '.join(_SUFFIXES)}")
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file()
+        and p.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+    if not files:
+        raise ValueError(f"source: no images in {folder.name}; expected files ending in {', '.join(_SUFFIXES)}")
     names = [_short(p, folder) for p in files]
     obs = pd.DataFrame({"file": names})
     if all("/" in n for n in names): obs["label"] = [n.split("/")[0] for n in names]
@@ -264,7 +416,11 @@ def _open_folder(folder, table, axes):
     if table is not None and "file" in table:
         known = table.astype({"file": str}).set_index("file")
         missing = [n for n in names if n not in known.index]
-        if missing: raise ValueError(f"metadata: no row for {missing[0]} ({len(missing)} missing); expected one a file, with its path inside the folder in the column file")
+        if missing:
+            raise ValueError(
+                f"metadata: no row for {missing[0]} ({len(missing)} missing); expected one a file, with its path inside"
+                " the folder in the column file"
+            )
         obs = obs.join(known.loc[names].reset_index(drop=True)[[c for c in known.columns if c not in obs]])
     elif table is not None: obs = obs.join(table.reset_index(drop=True))
     first = _read_file(files[0], axes)[0]
@@ -272,14 +428,22 @@ def _open_folder(folder, table, axes):
     def read(lo, hi):
         block = [_read_file(p, axes)[0] for p in files[lo:hi]]
         for p, image in zip(files[lo:hi], block):
-            if image.shape != (1,) + first.shape[1:]: raise ValueError(f"source: {_short(p, folder)} holds {image.shape} (images, channels, height, width); expected one image {first.shape[1:]} as in {names[0]}")
+            if image.shape != (1,) + first.shape[1:]:
+                raise ValueError(
+                    f"source: {_short(p, folder)} holds {image.shape} (images, channels, height, width); expected one"
+                    f" image {first.shape[1:]} as in {names[0]}"
+                )
         return np.concatenate(block)
-    signature = hashlib.sha256("\n".join(f"{n} {p.stat().st_size}" for n, p in zip(names, files)).encode()).hexdigest()[:16]
+    signature = hashlib.sha256("\n".join(f"{n} {p.stat().st_size}" for n, p in zip(names, files)).encode()).hexdigest()[
+        :16
+    ]
     return ImageSource(read, (len(files),) + first.shape[1:], first.dtype, folder.name, obs, signature)
 
 # %% ../../nbs/concepts/embeddings.ipynb #e04b132b
 def central(grid, field: float) -> np.ndarray:
-    "Mask (rows · columns,) of the patches in the middle `field` of the rows and of the columns of a grid (rows, columns); at least the middle ones."
+    """Mask (rows · columns,) of the patches in the middle `field` of the rows and of the columns of a grid (rows,
+    columns); at least the middle ones.
+    """
     inside = [np.abs(np.arange(n) - (n - 1) / 2) <= max(field * n / 2 - .25, .5) for n in grid]
     return np.outer(*inside).ravel()
 
@@ -289,51 +453,104 @@ class Embedder(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    model : a name on the Hugging Face hub or the path of a saved model; "timm:NAME"; a torch module; or an estimator of images (one that is not fitted yet is fitted by `fit`, on a clone).
+    model : a name on the Hugging Face hub or the path of a saved model; "timm:NAME"; a torch module; or an estimator of
+        images (one that is not fitted yet is fitted by `fit`, on a clone).
     layer : number of a block (negative from the end), or the dotted name of any submodule.
-    pool : "mean" of the patch tokens, class and register tokens left out; "moments", their mean and standard deviation side by side; "cls", the class token; "tokens", every patch; "channels", for
+    pool : "mean" of the patch tokens, class and register tokens left out; "moments", their mean and standard deviation
+        side by side; "cls", the class token; "tokens", every patch; "channels", for
         channel-agnostic models a mean a channel, side by side.
-    field : share of the rows and of the columns of patches, in the middle, that is pooled: for crops with one cell in the middle and neighbours around it.
-    views : 1, 4 or 8: the embedding is the mean over so many exact turns and mirrors of the image (`training.augment.turns`), for objects that have no up.
+    field : share of the rows and of the columns of patches, in the middle, that is pooled: for crops with one cell in
+        the middle and neighbours around it.
+    views : 1, 4 or 8: the embedding is the mean over so many exact turns and mirrors of the image
+        (`training.augment.turns`), for objects that have no up.
     stream : for a block: "residual", what it passes on, or "attention", what its attention adds.
-    channels, normalize : rules, see the tables above. size : "auto" (the model's own), "native" (as they come) or (H, W).
+    channels, normalize : rules, see the tables above. size : "auto" (the model's own), "native" (as they come) or (H,
+        W).
     batch_size : images at a time. device, precision, verbose : see `training.loop.train`.
 
     Attributes
     ----------
-    backbone_ : `Backbone`. layer_ : dotted name. model_ : the fitted estimator, where `model` was one that was not. grid_ : (rows, columns) of patch tokens, n_groups_ : channels with tokens of their
+    backbone_ : `Backbone`. layer_ : dotted name. model_ : the fitted estimator, where `model` was one that was not.
+        grid_ : (rows, columns) of patch tokens, n_groups_ : channels with tokens of their
     own, after the first `transform`.
     """
 
-    def __init__(self, model, layer=-1, pool="mean", *, field=1.0, views=1, stream="residual", channels="auto", normalize="auto", size="auto", batch_size=64, device="auto", precision="auto", verbose=False):
-        self.model, self.layer, self.pool, self.field, self.views, self.stream = model, layer, pool, field, views, stream
+    def __init__(
+        self,
+        model,
+        layer=-1,
+        pool="mean",
+        *,
+        field=1.0,
+        views=1,
+        stream="residual",
+        channels="auto",
+        normalize="auto",
+        size="auto",
+        batch_size=64,
+        device="auto",
+        precision="auto",
+        verbose=False
+    ):
+        self.model, self.layer, self.pool, self.field, self.views, self.stream = (
+            model,
+            layer,
+            pool,
+            field,
+            views,
+            stream,
+        )
         self.channels, self.normalize, self.size, self.batch_size = channels, normalize, size, batch_size
         self.device, self.precision, self.verbose = device, precision, verbose
 
     def fit(self, images=None, y=None):
-        "Open the model and check every argument against it. Nothing is learnt, unless `model` is an estimator that is not fitted yet."
+        """Open the model and check every argument against it. Nothing is learnt, unless `model` is an estimator that is
+        not fitted yet.
+        """
         from sklearn.base import clone
-        if self.pool not in ("mean", "moments", "cls", "tokens", "channels"): raise ValueError(f"pool: {self.pool!r} came; expected 'mean', 'moments', 'cls', 'tokens' or 'channels'")
-        if not 0 < self.field <= 1: raise ValueError(f"field: {self.field} came; expected a share of the image, above 0 and at most 1")
+        if self.pool not in ("mean", "moments", "cls", "tokens", "channels"):
+            raise ValueError(f"pool: {self.pool!r} came; expected 'mean', 'moments', 'cls', 'tokens' or 'channels'")
+        if not 0 < self.field <= 1:
+            raise ValueError(f"field: {self.field} came; expected a share of the image, above 0 and at most 1")
         if self.views not in (1, 4, 8): raise ValueError(f"views: {self.views!r} came; expected 1, 4 or 8")
-        if self.pool in ("tokens", "cls") and self.field < 1: raise ValueError(f"field: {self.field} came with pool={self.pool!r}, which pools no patches; expected field=1")
-        if self.pool == "tokens" and self.views > 1: raise ValueError(f"views: {self.views} came with pool='tokens'; patches of a turned image lie elsewhere: expected views=1")
+        if self.pool in ("tokens", "cls") and self.field < 1:
+            raise ValueError(
+                f"field: {self.field} came with pool={self.pool!r}, which pools no patches; expected field=1"
+            )
+        if self.pool == "tokens" and self.views > 1:
+            raise ValueError(
+                f"views: {self.views} came with pool='tokens'; patches of a turned image lie elsewhere: expected"
+                " views=1"
+            )
         model = self.model
-        if hasattr(model, "fit") and not hasattr(model, "module_") and type(model).__name__ != "FrozenEstimator": model = self.model_ = clone(model).fit(images, y)
+        if hasattr(model, "fit") and not hasattr(model, "module_") and type(model).__name__ != "FrozenEstimator":
+            model = self.model_ = clone(model).fit(images, y)
         self.backbone_ = Backbone(model)
         self.layer_ = self.backbone_.find(self.layer, self.stream)
-        if self.pool == "channels" and not self.backbone_.agnostic: raise ValueError(f"pool='channels' is for channel-agnostic models; {self.backbone_.name} mixes its channels in the first layer")
+        if self.pool == "channels" and not self.backbone_.agnostic:
+            raise ValueError(
+                f"pool='channels' is for channel-agnostic models; {self.backbone_.name} mixes its channels in the first"
+                " layer"
+            )
         self._check_normalize()
         return self
 
     def transform(self, images):
-        "Images (N, C, H, W), or anything that `open_images` takes, → float32 (N, d); (N, patches, d) with pool=\"tokens\". Raises ValueError before any work."
+        """Images (N, C, H, W), or anything that `open_images` takes, → float32 (N, d); (N, patches, d) with
+        pool="tokens". Raises ValueError before any work.
+        """
         return self.transform_layers(images, None)[self.layer_]
 
     def transform_layers(self, images, layers, stream=None):
-        "Several layers from one forward pass: a dict layer → array as `transform` gives it. `stream` replaces the constructor's; None for `layers` is the constructor's own."
+        """Several layers from one forward pass: a dict layer → array as `transform` gives it. `stream` replaces the
+        constructor's; None for `layers` is the constructor's own.
+        """
         source = self._open(images)
-        names = {self.layer_: self.layer_} if layers is None else {layer: self.backbone_.find(layer, stream or self.stream) for layer in layers}
+        names = (
+            {self.layer_: self.layer_}
+            if layers is None
+            else {layer: self.backbone_.find(layer, stream or self.stream) for layer in layers}
+        )
         with self._running() as acc:
             parts = [self._batch(source.read(lo, lo + self.batch_size), names.values(), acc)
                      for lo in self._bar(range(0, len(source), self.batch_size), len(source))]
@@ -345,16 +562,25 @@ class Embedder(TransformerMixin, BaseEstimator):
         return np.array([f"e{j}" for j in range(self.n_features_out_)], dtype=object)
 
     def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__(); tags.requires_fit = False; tags.input_tags.two_d_array = False
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
         return tags
 
     # plumbing
     def _check_normalize(self):
         how = self.normalize
         if isinstance(how, dict):
-            if set(how) - {"scale"} != {"mean", "std"}: raise ValueError(f"normalize: a dict with {sorted(how)} came; expected mean, std and optionally scale")
-        elif how not in ("auto", "self", "range", "imagenet", "none"): raise ValueError(f"normalize: {how!r} came; expected 'auto', 'self', 'range', 'imagenet', 'none' or dict(mean=…, std=…)")
-        elif how != "auto" and self.backbone_.estimator is not None: raise ValueError(f"normalize: {how!r} came, but {self.backbone_.name} scales pixels as it learnt to; expected 'auto'")
+            if set(how) - {"scale"} != {"mean", "std"}:
+                raise ValueError(f"normalize: a dict with {sorted(how)} came; expected mean, std and optionally scale")
+        elif how not in ("auto", "self", "range", "imagenet", "none"):
+            raise ValueError(
+                f"normalize: {how!r} came; expected 'auto', 'self', 'range', 'imagenet', 'none' or dict(mean=…, std=…)"
+            )
+        elif how != "auto" and self.backbone_.estimator is not None:
+            raise ValueError(
+                f"normalize: {how!r} came, but {self.backbone_.name} scales pixels as it learnt to; expected 'auto'"
+            )
 
     def normalisation(self, dtype) -> dict:
         "What is done to pixels of this dtype, with every number: stored beside the embeddings."
@@ -362,11 +588,21 @@ class Embedder(TransformerMixin, BaseEstimator):
         if self.backbone_.estimator is not None:
             e = self.backbone_.estimator
             return dict(kind="estimator", low=[float(v) for v in e.image_low_], high=[float(v) for v in e.image_high_])
-        if how == "auto": how = self.backbone_.normalisation or dict(kind="self")
-        elif how == "imagenet": how = IMAGENET
-        elif isinstance(how, dict): how = dict(kind="mean_std", scale=how.get("scale", "dtype"), mean=[float(v) for v in np.ravel(how["mean"])], std=[float(v) for v in np.ravel(how["std"])])
-        else: how = dict(kind=how, **(dict(scale="dtype") if how == "range" else {}))
-        if how.get("scale") == "dtype": how = {**how, "scale": float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "ui" else 1.0}
+        if how == "auto":
+            how = self.backbone_.normalisation or dict(kind="self")
+        elif how == "imagenet":
+            how = IMAGENET
+        elif isinstance(how, dict):
+            how = dict(
+                kind="mean_std",
+                scale=how.get("scale", "dtype"),
+                mean=[float(v) for v in np.ravel(how["mean"])],
+                std=[float(v) for v in np.ravel(how["std"])],
+            )
+        else:
+            how = dict(kind=how, **(dict(scale="dtype") if how == "range" else {}))
+        if how.get("scale") == "dtype":
+            how = {**how, "scale": float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "ui" else 1.0}
         return how
 
     def _open(self, images):
@@ -376,16 +612,27 @@ class Embedder(TransformerMixin, BaseEstimator):
         n, c, h, w = source.shape
         if source.dtype.kind not in "uifb": raise ValueError(f"images: dtype {source.dtype} came; expected numbers")
         self._rule = choose_rule(self.channels, c, b.channels, b.agnostic)
-        if b.patch is not None and (h < b.patch[0] or w < b.patch[1]): raise ValueError(f"images: {h} x {w} pixels came, smaller than a patch of {b.name}, {b.patch[0]} x {b.patch[1]}")
-        if self.size == "auto": self._size = None if b.estimator is not None else b.image_size
+        if b.patch is not None and (h < b.patch[0] or w < b.patch[1]):
+            raise ValueError(
+                f"images: {h} x {w} pixels came, smaller than a patch of {b.name}, {b.patch[0]} x {b.patch[1]}"
+            )
+        if self.size == "auto":
+            self._size = None if b.estimator is not None else b.image_size
         elif self.size == "native":
             self._size = None
-            if b.patch is not None and (h % b.patch[0] or w % b.patch[1]): raise ValueError(f"images: {h} x {w} pixels do not divide into patches of {b.patch[0]} x {b.patch[1]}; expected another size, or size=\"auto\"")
-        else: self._size = tuple(int(s) for s in (self.size if hasattr(self.size, "__len__") else (self.size, self.size)))
-        if b.estimator is not None and (c, h, w) != tuple(b.estimator.image_shape_): raise ValueError(f"images: {(c, h, w)} came; {b.name} was fitted on {tuple(b.estimator.image_shape_)}")
+            if b.patch is not None and (h % b.patch[0] or w % b.patch[1]):
+                raise ValueError(
+                    f"images: {h} x {w} pixels do not divide into patches of {b.patch[0]} x {b.patch[1]}; expected"
+                    ' another size, or size="auto"'
+                )
+        else:
+            self._size = tuple(int(s) for s in (self.size if hasattr(self.size, "__len__") else (self.size, self.size)))
+        if b.estimator is not None and (c, h, w) != tuple(b.estimator.image_shape_):
+            raise ValueError(f"images: {(c, h, w)} came; {b.name} was fitted on {tuple(b.estimator.image_shape_)}")
         self._how = self.normalisation(source.dtype)
         mean = self._how.get("mean", [0])
-        if len(mean) not in (1, b.channels or len(mean)): raise ValueError(f"normalize: {len(mean)} means came; the model takes {b.channels} channels")
+        if len(mean) not in (1, b.channels or len(mean)):
+            raise ValueError(f"normalize: {len(mean)} means came; the model takes {b.channels} channels")
         return source
 
     @contextmanager
@@ -402,22 +649,29 @@ class Embedder(TransformerMixin, BaseEstimator):
 
     def _pixels(self, images: np.ndarray, device) -> torch.Tensor:
         "What the model sees of a batch, float32."
-        x = as_tensor(images if images.flags.writeable else images.copy()).to(device)         # torch warns of read-only memory maps
+        # torch warns of read-only memory maps
+        x = as_tensor(images if images.flags.writeable else images.copy()).to(device)
         b = self.backbone_
         if b.estimator is not None: return getattr(b.estimator, "_network_input", b.estimator._scaled)(x)
         x = adapt_channels(x, self._rule, b.channels).float()
-        if self._size is not None and tuple(x.shape[-2:]) != self._size: x = F.interpolate(x, self._size, mode="bilinear", align_corners=False, antialias=True)
+        if self._size is not None and tuple(x.shape[-2:]) != self._size:
+            x = F.interpolate(x, self._size, mode="bilinear", align_corners=False, antialias=True)
         return normalise(x, self._how)
 
     def _batch(self, images: np.ndarray, names, acc) -> dict:
         "A forward pass for each view: {name: pooled activations}, float32."
-        if not np.isfinite(images.sum(dtype=np.float64)): raise ValueError("images: NaN or infinity came; expected finite numbers")
+        if not np.isfinite(images.sum(dtype=np.float64)):
+            raise ValueError("images: NaN or infinity came; expected finite numbers")
         x = self._pixels(images, acc.device)
         views, total = [x] if self.views == 1 else turns(x, self.views), {}
         for view in views:
             with capture(self.backbone_.module, names) as kept, acc.autocast(): self.backbone_.run(view)
             missing = [n for n in names if n not in kept]
-            if missing: raise ValueError(f"layer: {missing[0]!r} is in {self.backbone_.name} but does not run when images are embedded; expected {self.backbone_.known()}")
+            if missing:
+                raise ValueError(
+                    f"layer: {missing[0]!r} is in {self.backbone_.name} but does not run when images are embedded;"
+                    f" expected {self.backbone_.known()}"
+                )
             for n in kept: total[n] = total.get(n, 0) + self._pooled(kept[n].float(), x.shape, len(images)) / len(views)
         return {n: t.cpu().numpy() for n, t in total.items()}
 
@@ -425,21 +679,40 @@ class Embedder(TransformerMixin, BaseEstimator):
         "Activations of a layer as the embedding of each image; notes grid_ and n_groups_."
         b, self.n_groups_ = self.backbone_, shape[1] if self.backbone_.agnostic else 1
         prefix, self.grid_ = 0, None
-        if h.ndim == 4: self.grid_, h = tuple(h.shape[-2:]), h.flatten(2).mT                 # a map (B, d, h, w): every place is a token
+        # a map (B, d, h, w): every place is a token
+        if h.ndim == 4:
+            self.grid_, h = tuple(h.shape[-2:]), h.flatten(2).mT
         elif h.ndim == 3 and b.patch is not None:
             self.grid_ = b.grid(shape)
             prefix = h.shape[1] - self.grid_[0] * self.grid_[1] * self.n_groups_
-            if prefix < 0: raise ValueError(f"layer: {self.layer!r} returns {h.shape[1]} tokens for {self.grid_[0]} x {self.grid_[1]} patches; expected at least one a patch")
-        elif h.ndim == 2 and self.pool == "mean": self.n_features_out_ = h.shape[1]; return self._side_by_side(h, n)
-        elif h.ndim != 3: raise ValueError(f"layer: {self.layer!r} returns an array of {h.ndim} axes, which pool={self.pool!r} cannot read; expected tokens (B, T, d) or maps (B, d, h, w)")
+            if prefix < 0:
+                raise ValueError(
+                    f"layer: {self.layer!r} returns {h.shape[1]} tokens for {self.grid_[0]} x {self.grid_[1]} patches;"
+                    " expected at least one a patch"
+                )
+        elif h.ndim == 2 and self.pool == "mean":
+            self.n_features_out_ = h.shape[1]
+            return self._side_by_side(h, n)
+        elif h.ndim != 3:
+            raise ValueError(
+                f"layer: {self.layer!r} returns an array of {h.ndim} axes, which pool={self.pool!r} cannot read;"
+                " expected tokens (B, T, d) or maps (B, d, h, w)"
+            )
         if self.pool == "cls":
-            if prefix == 0: raise ValueError(f"pool='cls': {b.name} has no class token at {self.layer!r}; expected pool='mean' or 'tokens'")
+            if prefix == 0:
+                raise ValueError(
+                    f"pool='cls': {b.name} has no class token at {self.layer!r}; expected pool='mean' or 'tokens'"
+                )
             h = h[:, 0]
         elif self.pool == "tokens": h = h[:, prefix:]
         else:
             h = h[:, prefix:].unflatten(1, (self.n_groups_, -1))                             # (B, channels, patches, d)
             if self.field < 1:
-                if self.grid_ is None: raise ValueError(f"field: {self.field} came, but {self.layer!r} of {b.name} has no grid of patches; expected field=1")
+                if self.grid_ is None:
+                    raise ValueError(
+                        f"field: {self.field} came, but {self.layer!r} of {b.name} has no grid of patches; expected"
+                        " field=1"
+                    )
                 h = h[:, :, torch.as_tensor(central(self.grid_, self.field), device=h.device)]
             if self.pool == "channels": h = h.mean(2).flatten(1)
             else:
@@ -455,7 +728,14 @@ class Embedder(TransformerMixin, BaseEstimator):
 
     def _bar(self, steps, total, show=None):
         from tqdm import tqdm
-        return tqdm(steps, desc="embedding", unit=" batches", disable=not (self.verbose if show is None else show), leave=False, mininterval=1.0)
+        return tqdm(
+            steps,
+            desc="embedding",
+            unit=" batches",
+            disable=not (self.verbose if show is None else show),
+            leave=False,
+            mininterval=1.0,
+        )
 
     def _saved_state(self): return {k: v for k, v in vars(self).items() if k in ("model_", "layer_")}
 
@@ -465,7 +745,17 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.layer_ = self.backbone_.find(self.layer, self.stream)
 
 # %% ../../nbs/concepts/embeddings.ipynb #e9ea9a13
-def embed(embedder: Embedder, source, out=None, *, metadata=None, controls: str | None = None, axes: str | None = None, block_size: int = 1024, verbose: bool = True):
+def embed(
+    embedder: Embedder,
+    source,
+    out=None,
+    *,
+    metadata=None,
+    controls: str | None = None,
+    axes: str | None = None,
+    block_size: int = 1024,
+    verbose: bool = True,
+):
     """Embed images into an AnnData, in memory or on disk.
 
     Parameters
@@ -477,7 +767,8 @@ def embed(embedder: Embedder, source, out=None, *, metadata=None, controls: str 
 
     Returns
     -------
-    AnnData or Path. X is (N, d), rows in the order of the images; with pool="tokens" (N·patches, d), image after image, `.obs` with image, row, column (and channel).
+    AnnData or Path. X is (N, d), rows in the order of the images; with pool="tokens" (N·patches, d), image after image,
+    `.obs` with image, row, column (and channel).
 
     Raises
     ------
@@ -485,32 +776,46 @@ def embed(embedder: Embedder, source, out=None, *, metadata=None, controls: str 
     """
     images = open_images(source, metadata, axes)
     images = embedder._open(images)
-    with embedder._running() as acc: first = embedder._batch(images.read(0, 1), [embedder.layer_], acc)[embedder.layer_]
+    with embedder._running() as acc:
+        first = embedder._batch(images.read(0, 1), [embedder.layer_], acc)[embedder.layer_]
     rows, d = first.shape[1] if embedder.pool == "tokens" else 1, first.shape[-1]
     obs, spec = _obs(embedder, images, controls, rows), _spec(embedder, images, block_size)
     if out is None:
         import anndata
+
         X = np.empty((len(images) * rows, d), np.float32)
-        for lo, hi, block in _blocks(embedder, images, range(-(-len(images) // block_size)), block_size, verbose): X[lo * rows:hi * rows] = block.reshape(-1, d)
+        for lo, hi, block in _blocks(embedder, images, range(-(-len(images) // block_size)), block_size, verbose):
+            X[lo * rows : hi * rows] = block.reshape(-1, d)
         return anndata.AnnData(X, obs=obs, var=_var(d), uns={"embedder": json.dumps(spec)})
     out = Path(out)
-    if out.suffix not in (".zarr", ".h5ad"): raise ValueError(f"out: {out.name!r} came; expected a path that ends in .zarr or .h5ad")
+    if out.suffix not in (".zarr", ".h5ad"):
+        raise ValueError(f"out: {out.name!r} came; expected a path that ends in .zarr or .h5ad")
     partial_ = out.with_name(out.name + ".partial")
-    if out.exists(): _compare(_read_spec(out), spec, out); return out
+    if out.exists():
+        _compare(_read_spec(out), spec, out)
+        return out
     state = partial_ / "spec.json"
-    if state.exists(): _compare(json.loads(state.read_text()), spec, partial_)
+    if state.exists():
+        _compare(json.loads(state.read_text()), spec, partial_)
     acc = accelerator(embedder.device, embedder.precision)
-    if acc.is_main_process and not state.exists(): _begin(partial_, spec, obs, d, block_size * rows)
+    if acc.is_main_process and not state.exists():
+        _begin(partial_, spec, obs, d, block_size * rows)
     acc.wait_for_everyone()
     import zarr
+
     X = zarr.open_group(partial_ / "store.zarr", mode="r+")["X"]
     n_blocks = -(-len(images) // block_size)
-    mine = [k for k in range(n_blocks) if k % acc.num_processes == acc.process_index and not (partial_ / "done" / str(k)).exists()]
+    mine = [
+        k
+        for k in range(n_blocks)
+        if k % acc.num_processes == acc.process_index and not (partial_ / "done" / str(k)).exists()
+    ]
     for lo, hi, block in _blocks(embedder, images, mine, block_size, verbose and acc.is_main_process):
-        X[lo * rows:hi * rows] = block.reshape(-1, d)
-        (partial_ / "done" / str(lo // block_size)).touch()                                  # after the rows are there
+        X[lo * rows : hi * rows] = block.reshape(-1, d)
+        (partial_ / "done" / str(lo // block_size)).touch()  # after the rows are there
     acc.wait_for_everyone()
-    if acc.is_main_process: _finish(partial_, out, obs, d, spec)
+    if acc.is_main_process:
+        _finish(partial_, out, obs, d, spec)
     acc.wait_for_everyone()
     return out
 
@@ -518,13 +823,18 @@ def embed(embedder: Embedder, source, out=None, *, metadata=None, controls: str 
 def _blocks(embedder, images, numbers, block_size, verbose):
     "Triples (lo, hi, embeddings) of the blocks `numbers`; the next block is read while this one runs."
     n, size, numbers = len(images), embedder.batch_size, list(numbers)
-    read = lambda k: images.read(k * block_size, min(n, (k + 1) * block_size))
+    def read(k):
+        return images.read(k * block_size, min(n, (k + 1) * block_size))
     with embedder._running() as acc, ThreadPoolExecutor(1) as reader:
-        bar = embedder._bar(None, len(numbers), verbose); bar.total = len(numbers)
+        bar = embedder._bar(None, len(numbers), verbose)
+        bar.total = len(numbers)
         coming = reader.submit(read, numbers[0]) if numbers else None
         for i, k in enumerate(numbers):
             pixels, coming = coming.result(), reader.submit(read, numbers[i + 1]) if i + 1 < len(numbers) else None
-            parts = [embedder._batch(pixels[a:a + size], [embedder.layer_], acc)[embedder.layer_] for a in range(0, len(pixels), size)]
+            parts = [
+                embedder._batch(pixels[a : a + size], [embedder.layer_], acc)[embedder.layer_]
+                for a in range(0, len(pixels), size)
+            ]
             bar.update(1)
             yield k * block_size, k * block_size + len(pixels), np.concatenate(parts)
         bar.close()
@@ -537,15 +847,25 @@ def _obs(embedder, images, controls, rows):
         if obs[c].dtype == object: obs[c] = obs[c].fillna("").astype(str)
     if controls is not None:
         column, sign, value = str(controls).partition("=")
-        if not sign or column not in obs: raise ValueError(f"controls: {controls!r} came; expected column=value with a column of {', '.join(map(str, obs.columns)) or '(no metadata)'}")
+        if not sign or column not in obs:
+            raise ValueError(
+                f"controls: {controls!r} came; expected column=value with a column of"
+                f" {', '.join(map(str, obs.columns)) or '(no metadata)'}"
+            )
         obs["control"] = (obs[column].astype(str) == value).to_numpy()
-        if not obs["control"].any(): raise ValueError(f"controls: no image has {controls!r}; {column} holds {', '.join(sorted(obs[column].astype(str).unique())[:8])}")
+        if not obs["control"].any():
+            raise ValueError(
+                f"controls: no image has {controls!r}; {column} holds"
+                f" {', '.join(sorted(obs[column].astype(str).unique())[:8])}"
+            )
     if embedder.pool == "tokens":
         n, groups, (h, w) = len(obs), embedder.n_groups_, embedder.grid_ or (1, rows // embedder.n_groups_)
-        place = np.indices((groups, h, w)).reshape(3, -1)                                    # channel after channel, row after row
+        # channel after channel, row after row
+        place = np.indices((groups, h, w)).reshape(3, -1)
         obs = obs.loc[np.repeat(np.arange(n), rows)].reset_index(drop=True)
         obs.insert(0, "image", np.repeat(np.arange(n), rows))
-        for name, values in list(zip(("channel", "row", "column"), place))[0 if groups > 1 else 1:]: obs[f"patch_{name}"] = np.tile(values, n)
+        for name, values in list(zip(("channel", "row", "column"), place))[0 if groups > 1 else 1 :]:
+            obs[f"patch_{name}"] = np.tile(values, n)
     obs.index = obs.index.astype(str)
     return obs
 
@@ -558,18 +878,43 @@ def _var(d):
 def _spec(embedder, images, block_size) -> dict:
     "Everything that decides the numbers of a store."
     b = embedder.backbone_
-    return dict(model=b.name, weights=b.fingerprint(), layer=embedder.layer_, pool=embedder.pool, field=embedder.field, views=embedder.views, channels=embedder._rule, size=embedder._size and list(embedder._size), normalisation=embedder._how,
-                precision=embedder.precision, batch_size=embedder.batch_size, block_size=block_size, images=list(images.shape), dtype=str(images.dtype), source=images.signature)
+    return dict(
+        model=b.name,
+        weights=b.fingerprint(),
+        layer=embedder.layer_,
+        pool=embedder.pool,
+        field=embedder.field,
+        views=embedder.views,
+        channels=embedder._rule,
+        size=embedder._size and list(embedder._size),
+        normalisation=embedder._how,
+        precision=embedder.precision,
+        batch_size=embedder.batch_size,
+        block_size=block_size,
+        images=list(images.shape),
+        dtype=str(images.dtype),
+        source=images.signature,
+    )
 
 
-_SAID = dict(model="another model", weights="other weights", normalisation="another normalisation", layer="another layer", source="other images", images="other images")
+_SAID = dict(
+    model="another model",
+    weights="other weights",
+    normalisation="another normalisation",
+    layer="another layer",
+    source="other images",
+    images="other images",
+)
 
 
 def _compare(stored: dict, spec: dict, path: Path):
     spec = json.loads(json.dumps(spec))
     for key in spec:
         if stored.get(key) != spec[key]:
-            raise ValueError(f"out: {path.name} was written with {_SAID.get(key, 'another ' + key)}: {key} is {stored.get(key)} there and {spec[key]} here; expected the same, or a new path")
+            raise ValueError(
+                f"out: {path.name} was written with {_SAID.get(key, 'another ' + key)}: {key} is {stored.get(key)}"
+                f" there and {spec[key]} here; expected the same, or a new path"
+            )
 
 
 def _read_spec(out: Path) -> dict:
@@ -587,21 +932,24 @@ def _read_spec(out: Path) -> dict:
 
 def _begin(partial_: Path, spec, obs, d, chunk):
     "An AnnData store with everything but the numbers."
-    import anndata, zarr
+    import anndata
+    import zarr
     shutil.rmtree(partial_, ignore_errors=True)
     (partial_ / "done").mkdir(parents=True)
     group = zarr.open_group(partial_ / "store.zarr", mode="w", zarr_format=2)
     anndata.io.write_elem(group, "/", anndata.AnnData(obs=obs, var=_var(d), uns={"embedder": json.dumps(spec)}))
     X = group.create_array("X", shape=(len(obs), d), chunks=(min(chunk, len(obs)), d), dtype="float32", overwrite=True)
     X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    (partial_ / "spec.json").write_text(json.dumps(spec))                                     # last: what has it is complete
+    # last: what has it is complete
+    (partial_ / "spec.json").write_text(json.dumps(spec))
 
 
 def _finish(partial_: Path, out: Path, obs, d, spec):
     import zarr
     store = partial_ / "store.zarr"
     if out.suffix == ".h5ad":
-        import anndata, h5py
+        import anndata
+        import h5py
         X, store = zarr.open_group(store, mode="r")["X"], partial_ / "store.h5ad"
         anndata.AnnData(obs=obs, var=_var(d), uns={"embedder": json.dumps(spec)}).write_h5ad(store)
         with h5py.File(store, "r+") as file:
@@ -609,7 +957,8 @@ def _finish(partial_: Path, out: Path, obs, d, spec):
             rows = file.create_dataset("X", shape=X.shape, dtype="float32", chunks=(min(len(obs), X.chunks[0]), d))
             rows.attrs["encoding-type"], rows.attrs["encoding-version"] = "array", "0.2.0"
             for lo in range(0, X.shape[0], X.chunks[0]): rows[lo:lo + X.chunks[0]] = X[lo:lo + X.chunks[0]]
-    store.rename(out)                                                                        # its presence means that it is whole
+    # its presence means that it is whole
+    store.rename(out)
     shutil.rmtree(partial_)
 
 

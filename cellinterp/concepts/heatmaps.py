@@ -4,6 +4,7 @@
 
 # %% ../../nbs/concepts/heatmaps.ipynb #a09ca6f4
 from __future__ import annotations
+
 import numpy as np
 
 # %% auto #0
@@ -21,14 +22,21 @@ def moment_tokens(tokens):
 
 # %% ../../nbs/concepts/heatmaps.ipynb #70ca4644
 def whitened_tokens(tokens, whitening=None, center=None, batch=None):
-    "Tokens (…, d) centred and whitened as `ControlWhitening` `whitening` does, but not scaled to unit length; or just minus `center` (d,); or as they are. Float64 (…, k)."
+    """Tokens (…, d) centred and whitened as `ControlWhitening` `whitening` does, but not scaled to unit length; or just
+    minus `center` (d,); or as they are. Float64 (…, k).
+    """
     tokens = np.asarray(tokens, dtype=np.float64)
     if whitening is None: return tokens if center is None else tokens - np.asarray(center)
-    if tokens.shape[-1] != whitening.n_features_in_: raise ValueError(f"tokens: width {tokens.shape[-1]} came; the whitening was fitted on {whitening.n_features_in_}")
+    if tokens.shape[-1] != whitening.n_features_in_:
+        raise ValueError(
+            f"tokens: width {tokens.shape[-1]} came; the whitening was fitted on {whitening.n_features_in_}"
+        )
     if whitening.by_batch is None: return (tokens - whitening.mean_) @ whitening.whitening_.T
-    if batch is None or np.shape(batch) != (len(tokens),): raise ValueError("batch: one value an image is needed, since the whitening was fitted by batch")
+    if batch is None or np.shape(batch) != (len(tokens),):
+        raise ValueError("batch: one value an image is needed, since the whitening was fitted by batch")
     codes = np.searchsorted(whitening.batches_, np.asarray(batch).astype(str))
-    if (codes >= len(whitening.batches_)).any() or (whitening.batches_[codes] != np.asarray(batch).astype(str)).any(): raise ValueError(f"batch: a value came that is not one of {', '.join(whitening.batches_[:8])}")
+    if (codes >= len(whitening.batches_)).any() or (whitening.batches_[codes] != np.asarray(batch).astype(str)).any():
+        raise ValueError(f"batch: a value came that is not one of {', '.join(whitening.batches_[:8])}")
     W = whitening.whitening_
     return np.stack([(t - whitening.mean_[c]) @ (W if W.ndim == 2 else W[c]).T for t, c in zip(tokens, codes)])
 
@@ -40,21 +48,29 @@ def heat_maps(tokens, directions, whitening=None, *, measure="cosine", grid=None
     ----------
     tokens : (N, P, d) patch tokens, as `Embedder(pool="tokens")` gives them.
     directions : (k,) or (m, k) directions of the whitened space: rows of a dictionary's `components_`.
-    whitening : the fitted `ControlWhitening` that stood before the dictionary, or None. center : (d,) to subtract where there is none. batch : (N,), for a whitening by batch.
-    measure : "cosine" or "inner". grid : (rows, columns) of patches, default a square. groups : channels with tokens of their own.
+    whitening : the fitted `ControlWhitening` that stood before the dictionary, or None. center : (d,) to subtract where
+        there is none. batch : (N,), for a whitening by batch.
+    measure : "cosine" or "inner". grid : (rows, columns) of patches, default a square. groups : channels with tokens of
+        their own.
 
     Returns
     -------
-    (N, rows, columns), or (m, N, rows, columns) for several directions; with groups > 1 a further axis of channels before the rows.
+    (N, rows, columns), or (m, N, rows, columns) for several directions; with groups > 1 a further axis of channels
+    before the rows.
     """
     if measure not in ("cosine", "inner"): raise ValueError(f"measure: {measure!r} came; expected 'cosine' or 'inner'")
     tokens = np.asarray(tokens)
     if tokens.ndim != 3: raise ValueError(f"tokens: shape {tokens.shape} came; expected (images, patches, d)")
     edge = int(round((tokens.shape[1] / groups) ** .5))
     grid = (edge, edge) if grid is None else tuple(grid)
-    if groups * grid[0] * grid[1] != tokens.shape[1]: raise ValueError(f"grid: {grid[0]} x {grid[1]} patches{f' of {groups} channels' * (groups > 1)} came for {tokens.shape[1]} tokens an image")
+    if groups * grid[0] * grid[1] != tokens.shape[1]:
+        raise ValueError(
+            f"grid: {grid[0]} x {grid[1]} patches{f' of {groups} channels' * (groups > 1)} came for {tokens.shape[1]}"
+            " tokens an image"
+        )
     z, c = whitened_tokens(tokens, whitening, center, batch), np.atleast_2d(np.asarray(directions, dtype=np.float64))
-    if c.shape[1] != z.shape[-1]: raise ValueError(f"directions: width {c.shape[1]} came; tokens have {z.shape[-1]} after whitening")
+    if c.shape[1] != z.shape[-1]:
+        raise ValueError(f"directions: width {c.shape[1]} came; tokens have {z.shape[-1]} after whitening")
     c = c / np.linalg.norm(c, axis=1, keepdims=True).clip(1e-300)
     if measure == "cosine": z = z / np.linalg.norm(z, axis=-1, keepdims=True).clip(1e-300)
     maps = np.moveaxis(z @ c.T, -1, 0).reshape(len(c), len(tokens), *([groups] if groups > 1 else []), *grid)
@@ -63,7 +79,9 @@ def heat_maps(tokens, directions, whitening=None, *, measure="cosine", grid=None
 
 def alignment(embeddings, directions, whitening=None, center=None, batch=None):
     "The cosine of each image (N, d), pooled, with a direction: (N,), or (N, m) for several."
-    z, c = whitened_tokens(embeddings, whitening, center, batch), np.atleast_2d(np.asarray(directions, dtype=np.float64))
+    z, c = whitened_tokens(embeddings, whitening, center, batch), np.atleast_2d(
+        np.asarray(directions, dtype=np.float64)
+    )
     out = z @ (c / np.linalg.norm(c, axis=1, keepdims=True)).T / np.linalg.norm(z, axis=1, keepdims=True).clip(1e-300)
     return out if np.ndim(directions) == 2 else out[:, 0]
 
@@ -74,20 +92,29 @@ def upsample(maps, size):
     import torch.nn.functional as F
     maps = np.asarray(maps, dtype=np.float32)
     flat = torch.from_numpy(maps.reshape(-1, 1, *maps.shape[-2:]))
-    return F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False).numpy().reshape(*maps.shape[:-2], *size)
+    return (
+        F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False).numpy().reshape(*maps.shape[:-2], *size)
+    )
 
 
 def patch_means(images, grid):
-    "The mean of every channel in every patch: images (N, C, H, W) → (N, C, rows, columns). Sizes that do not divide lose the last rows and columns, as in the model."
+    """The mean of every channel in every patch: images (N, C, H, W) → (N, C, rows, columns). Sizes that do not divide
+    lose the last rows and columns, as in the model.
+    """
     n, c, h, w = images.shape
     ph, pw = h // grid[0], w // grid[1]
-    return np.asarray(images)[:, :, :ph * grid[0], :pw * grid[1]].reshape(n, c, grid[0], ph, grid[1], pw).mean((3, 5), dtype=np.float64)
+    return (
+        np.asarray(images)[:, :, : ph * grid[0], : pw * grid[1]]
+        .reshape(n, c, grid[0], ph, grid[1], pw)
+        .mean((3, 5), dtype=np.float64)
+    )
 
 
 def best_patches(maps, n=10, size=None):
     """The patches that look most like the concept, over all images, best first.
 
-    maps (N, rows, columns); size (H, W) of the images adds their pixels. Returns a DataFrame: image, row, column, value and, with size, top, left, height, width.
+    maps (N, rows, columns); size (H, W) of the images adds their pixels. Returns a DataFrame: image, row, column, value
+    and, with size, top, left, height, width.
     """
     import pandas as pd
     maps = np.asarray(maps)
@@ -107,7 +134,8 @@ def stain_correlation(maps, images, channels=None):
 
     Returns
     -------
-    DataFrame, a row a channel: channel, r (mean over images), low, high (95 %, normal), n images, r_pooled (over all patches of all images). An image in which either is flat does not count.
+    DataFrame, a row a channel: channel, r (mean over images), low, high (95 %, normal), n images, r_pooled (over all
+    patches of all images). An image in which either is flat does not count.
     """
     import pandas as pd
     maps, means = np.asarray(maps, dtype=np.float64), patch_means(images, maps.shape[1:])
@@ -116,12 +144,24 @@ def stain_correlation(maps, images, channels=None):
     def pearson(a, b):
         a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
         scale = np.sqrt((a ** 2).sum(-1) * (b ** 2).sum(-1))
-        return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 1e-12 * np.abs(a).max(initial=1))
+        return np.divide(
+            (a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 1e-12 * np.abs(a).max(initial=1)
+        )
     rows = []
     for c, name in enumerate(names):
-        r = pearson(maps.reshape(len(maps), -1), means[:, c].reshape(len(maps), -1)); r = r[np.isfinite(r)]
+        r = pearson(maps.reshape(len(maps), -1), means[:, c].reshape(len(maps), -1))
+        r = r[np.isfinite(r)]
         half = 1.96 * r.std(ddof=1) / len(r) ** .5 if len(r) > 1 else np.nan
-        rows.append(dict(channel=name, r=r.mean() if len(r) else np.nan, low=r.mean() - half if len(r) else np.nan, high=r.mean() + half if len(r) else np.nan, n=len(r), r_pooled=float(pearson(maps.reshape(1, -1), means[:, c].reshape(1, -1))[0])))
+        rows.append(
+            dict(
+                channel=name,
+                r=r.mean() if len(r) else np.nan,
+                low=r.mean() - half if len(r) else np.nan,
+                high=r.mean() + half if len(r) else np.nan,
+                n=len(r),
+                r_pooled=float(pearson(maps.reshape(1, -1), means[:, c].reshape(1, -1))[0]),
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -132,10 +172,12 @@ def pointing(maps, targets):
 
     Returns
     -------
-    dict: accuracy (share of images whose hottest patch holds a target pixel), low, high (95 %, Wilson), n images, chance (mean share of patches that hold one).
+    dict: accuracy (share of images whose hottest patch holds a target pixel), low, high (95 %, Wilson), n images,
+    chance (mean share of patches that hold one).
     """
     maps, targets = np.asarray(maps), np.asarray(targets, dtype=bool)
-    if targets.ndim != 3 or len(targets) != len(maps): raise ValueError(f"targets: shape {targets.shape} came; expected (N, H, W) for {len(maps)} maps")
+    if targets.ndim != 3 or len(targets) != len(maps):
+        raise ValueError(f"targets: shape {targets.shape} came; expected (N, H, W) for {len(maps)} maps")
     touched = patch_means(targets[:, None], maps.shape[1:])[:, 0] > 0                            # (N, rows, columns)
     use = touched.any((1, 2))
     if not use.any(): raise ValueError("targets: no image has a target pixel; expected at least one")
@@ -155,31 +197,43 @@ def wilson(k, n):
 def aligned_figure(images, maps, values, n=8, title="", pixel_size=None, attribution="", channel=None):
     """The `n` most and the `n` least aligned crops, each above its heat map.
 
-    images : (N, C, H, W). maps : (N, rows, columns). values : (N,) alignment of each crop. channel : show one channel in grey. Returns a matplotlib Figure.
+    images : (N, C, H, W). maps : (N, rows, columns). values : (N,) alignment of each crop. channel : show one channel
+        in grey. Returns a matplotlib Figure.
     """
     import matplotlib.pyplot as plt
+
     from cellinterp.data.images import to_rgb
     images, maps, values = np.asarray(images), np.asarray(maps), np.asarray(values)
     n = min(n, len(images) // 2)
     if n < 1: raise ValueError(f"images: {len(images)} came; expected at least two")
     order = np.argsort(-values, kind="stable")
     rows = [("most aligned", order[:n]), ("least aligned", order[::-1][:n])]
-    shown = to_rgb(images[np.concatenate([r for _, r in rows])] if channel is None else images[np.concatenate([r for _, r in rows])][:, [channel]])
+    shown = to_rgb(
+        images[np.concatenate([r for _, r in rows])]
+        if channel is None
+        else images[np.concatenate([r for _, r in rows])][:, [channel]]
+    )
     limit = float(np.abs(maps[np.concatenate([r for _, r in rows])]).max()) or 1.0
-    fig, axes = plt.subplots(4, n, figsize=(.85 * n + .9, 4.2), dpi=80, squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.2))
+    fig, axes = plt.subplots(
+        4, n, figsize=(0.85 * n + 0.9, 4.2), dpi=80, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.2)
+    )
     for block, (name, picks) in enumerate(rows):
         for k, i in enumerate(picks):
             grey = shown[block * n + k]
             top, bottom = axes[2 * block, k], axes[2 * block + 1, k]
-            top.imshow(grey); top.set_title(f"{values[i]:+.2f}".replace("-", "−"), fontsize=7, pad=2)
-            bottom.imshow(grey.mean(-1), cmap="gray", vmin=0, vmax=1); bottom.imshow(upsample(maps[i], images.shape[2:]), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=.6)
+            top.imshow(grey)
+            top.set_title(f"{values[i]:+.2f}".replace("-", "−"), fontsize=7, pad=2)
+            bottom.imshow(grey.mean(-1), cmap="gray", vmin=0, vmax=1)
+            bottom.imshow(upsample(maps[i], images.shape[2:]), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
         axes[2 * block, 0].set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
         axes[2 * block + 1, 0].set_ylabel("heat map", rotation=0, ha="right", va="center", fontsize=8)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values(): spine.set_visible(False)
-    bar = fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r"), ax=axes, fraction=.02, pad=.01); bar.ax.tick_params(labelsize=7)
+    bar = fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r"), ax=axes, fraction=0.02, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
     if title: fig.suptitle(title, fontsize=9, y=.97)
     if attribution: fig.text(.01, .005, attribution, fontsize=6)
-    plt.close(fig)                                                                           # a notebook shows what is returned, once
+    # a notebook shows what is returned, once
+    plt.close(fig)
     return fig

@@ -4,16 +4,19 @@
 
 # %% ../../nbs/concepts/mae.ipynb #8c43c800
 from __future__ import annotations
+
 from functools import cache
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from sklearn.base import TransformerMixin
+from torch import nn
+
+from .embeddings import Embedder
 from ..data.images import check_images
 from ..training.augment import turns
 from ..training.images import ImageEstimator
-from .embeddings import Embedder
 
 # %% auto #0
 __all__ = ['positions', 'set_positions', 'MaskedAutoencoder', 'plot_filled']
@@ -30,7 +33,11 @@ def _agnostic_classes():
         def forward(self, pixel_values, noise=None, interpolate_pos_encoding=False):
             b, c, h, w = pixel_values.shape
             tokens = self.patch_embeddings(pixel_values.flatten(0, 1)[:, None])                    # (B·C, P, d)
-            place = self.interpolate_pos_encoding(F.pad(tokens, (0, 0, 1, 0)), h, w) if interpolate_pos_encoding else self.position_embeddings
+            place = (
+                self.interpolate_pos_encoding(F.pad(tokens, (0, 0, 1, 0)), h, w)
+                if interpolate_pos_encoding
+                else self.position_embeddings
+            )
             tokens = (tokens + place[:, 1:]).unflatten(0, (b, c)).flatten(1, 2)                    # (B, C·P, d)
             tokens, mask, ids_restore = self.random_masking(tokens, noise)
             return torch.cat([(self.cls_token + place[:, :1]).expand(b, -1, -1), tokens], 1), mask, ids_restore
@@ -38,11 +45,17 @@ def _agnostic_classes():
     class ChannelMAE(ViTMAEForPreTraining):
         def patchify(self, pixel_values, interpolate_pos_encoding=False):
             b = len(pixel_values)
-            return super().patchify(pixel_values.flatten(0, 1)[:, None]).unflatten(0, (b, -1)).flatten(1, 2)   # (B, C·P, n)
+            # (B, C·P, n)
+            return super().patchify(pixel_values.flatten(0, 1)[:, None]).unflatten(0, (b, -1)).flatten(1, 2)
 
         def unpatchify(self, patches, original_image_size=None):
             b, n = len(patches), self.vit.embeddings.patch_embeddings.num_patches
-            return super().unpatchify(patches.reshape(-1, n, patches.shape[-1]), original_image_size).squeeze(1).unflatten(0, (b, -1))
+            return (
+                super()
+                .unpatchify(patches.reshape(-1, n, patches.shape[-1]), original_image_size)
+                .squeeze(1)
+                .unflatten(0, (b, -1))
+            )
 
     return ChannelEmbeddings, ChannelMAE
 
@@ -51,17 +64,23 @@ def positions(edge: int, width: int) -> torch.Tensor:
     "Fixed positions (1, 1 + edge², width) of a square of patches, row after row, behind a zero for the class token."
     omega = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     row, column = torch.meshgrid(*[torch.arange(edge, dtype=torch.float64)] * 2, indexing="ij")
-    angles = [axis.flatten().outer(omega) for axis in (row, column)]                              # (edge², width / 4) each
+    # (edge², width / 4) each
+    angles = [axis.flatten().outer(omega) for axis in (row, column)]
     return F.pad(torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1), (0, 0, 1, 0))[None].float()
 
 
 def set_positions(net, edge: int, channels: int = 1):
-    "Give a ViTMAEForPreTraining that was built from a configuration its positions and its class and mask tokens; the decoder's for each of `channels`."
+    """Give a ViTMAEForPreTraining that was built from a configuration its positions and its class and mask tokens; the
+    decoder's for each of `channels`.
+    """
     embeddings, decoder = net.vit.embeddings, net.decoder
     embeddings.position_embeddings.data.copy_(positions(edge, net.config.hidden_size))
     place = positions(edge, net.config.decoder_hidden_size)
-    if channels > 1: decoder.decoder_pos_embed = nn.Parameter(torch.cat([place[:, :1], place[:, 1:].repeat(1, channels, 1)], 1))   # learnt: a channel has to be told from another
-    else: decoder.decoder_pos_embed.data.copy_(place)
+    # learnt: a channel has to be told from another
+    if channels > 1:
+        decoder.decoder_pos_embed = nn.Parameter(torch.cat([place[:, :1], place[:, 1:].repeat(1, channels, 1)], 1))
+    else:
+        decoder.decoder_pos_embed.data.copy_(place)
     for token in (embeddings.cls_token, decoder.mask_token): nn.init.normal_(token, std=net.config.initializer_range)
 
 # %% ../../nbs/concepts/mae.ipynb #a57df7b9
@@ -71,49 +90,121 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
     Parameters
     ----------
     patch_size : pixels. width, depth, heads : of the encoder; decoder_width, decoder_depth : of the decoder.
-    mask_ratio : share of the patches that is hidden. norm_pixels : have it draw patches with their own mean and spread taken out (He et al. 2022 recommend it; flat background makes it noisy).
+    mask_ratio : share of the patches that is hidden. norm_pixels : have it draw patches with their own mean and spread
+        taken out (He et al. 2022 recommend it; flat background makes it noisy).
     channel_agnostic : every channel has tokens of its own.
     layer, pool : of the embeddings that `transform` gives, see `concepts.embeddings.Embedder`.
     max_steps : "auto" = 40 epochs, at least 200 and at most 4,000 steps.
-    batch_size, learning_rate, weight_decay, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
+    batch_size, learning_rate, weight_decay, device, precision, random_state, checkpoint, verbose : see
+        `training.loop.train`.
 
     Attributes
     ----------
-    module_ : transformers' ViTMAEForPreTraining. history_ : DataFrame. image_shape_ (C, H, W); image_low_, image_high_ (C,) : mean and mean + sd of the training pixels.
+    module_ : transformers' ViTMAEForPreTraining. history_ : DataFrame. image_shape_ (C, H, W); image_low_, image_high_
+        (C,) : mean and mean + sd of the training pixels.
     """
 
-    def __init__(self, patch_size=8, width=64, depth=4, heads=4, *, decoder_width=48, decoder_depth=1, mask_ratio=0.75, norm_pixels=False, channel_agnostic=False, layer=-1, pool="mean",
-                 max_steps="auto", batch_size=128, learning_rate=3e-3, weight_decay=0.05, device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
-        self.patch_size, self.width, self.depth, self.heads, self.decoder_width, self.decoder_depth = patch_size, width, depth, heads, decoder_width, decoder_depth
-        self.mask_ratio, self.norm_pixels, self.channel_agnostic, self.layer, self.pool = mask_ratio, norm_pixels, channel_agnostic, layer, pool
-        self.max_steps, self.batch_size, self.learning_rate, self.weight_decay = max_steps, batch_size, learning_rate, weight_decay
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+    def __init__(
+        self,
+        patch_size=8,
+        width=64,
+        depth=4,
+        heads=4,
+        *,
+        decoder_width=48,
+        decoder_depth=1,
+        mask_ratio=0.75,
+        norm_pixels=False,
+        channel_agnostic=False,
+        layer=-1,
+        pool="mean",
+        max_steps="auto",
+        batch_size=128,
+        learning_rate=3e-3,
+        weight_decay=0.05,
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        self.patch_size, self.width, self.depth, self.heads, self.decoder_width, self.decoder_depth = (
+            patch_size,
+            width,
+            depth,
+            heads,
+            decoder_width,
+            decoder_depth,
+        )
+        self.mask_ratio, self.norm_pixels, self.channel_agnostic, self.layer, self.pool = (
+            mask_ratio,
+            norm_pixels,
+            channel_agnostic,
+            layer,
+            pool,
+        )
+        self.max_steps, self.batch_size, self.learning_rate, self.weight_decay = (
+            max_steps,
+            batch_size,
+            learning_rate,
+            weight_decay,
+        )
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def _check_arguments(self):
         for name in ("patch_size", "depth", "heads", "decoder_depth"):
             if getattr(self, name) < 1: raise ValueError(f"{name}: {getattr(self, name)} came; expected at least 1")
         for name in ("width", "decoder_width"):
             if getattr(self, name) % (4 * self.heads) and (getattr(self, name) % 4 or getattr(self, name) % self.heads):
-                raise ValueError(f"{name}: {getattr(self, name)} came; expected a multiple of 4 and of heads={self.heads}")
-        if not 0 < self.mask_ratio < 1: raise ValueError(f"mask_ratio: {self.mask_ratio} came; expected a share between 0 and 1")
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} came; expected a multiple of 4 and of heads={self.heads}"
+                )
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio: {self.mask_ratio} came; expected a share between 0 and 1")
 
     @property
-    def _edge(self): return -(-max(self.image_shape_[1:]) // self.patch_size) * self.patch_size    # square, in whole patches
+    # square, in whole patches
+    def _edge(self): return -(-max(self.image_shape_[1:]) // self.patch_size) * self.patch_size
 
     def _build(self):
-        try: from transformers import ViTMAEConfig, ViTMAEForPreTraining
-        except ImportError as error: raise ImportError(f"MaskedAutoencoder needs transformers: pip install 'cellinterp[foundation]' ({error})") from None
+        try:
+            from transformers import ViTMAEConfig, ViTMAEForPreTraining
+        except ImportError as error:
+            raise ImportError(
+                f"MaskedAutoencoder needs transformers: pip install 'cellinterp[foundation]' ({error})"
+            ) from None
         c = self.image_shape_[0]
-        net = ViTMAEForPreTraining(ViTMAEConfig(
-            image_size=self._edge, patch_size=self.patch_size, num_channels=1 if self.channel_agnostic else c, mask_ratio=self.mask_ratio, norm_pix_loss=self.norm_pixels,
-            hidden_size=self.width, num_hidden_layers=self.depth, num_attention_heads=self.heads, intermediate_size=4 * self.width,
-            decoder_hidden_size=self.decoder_width, decoder_num_hidden_layers=self.decoder_depth, decoder_num_attention_heads=self.heads, decoder_intermediate_size=4 * self.decoder_width))
+        net = ViTMAEForPreTraining(
+            ViTMAEConfig(
+                image_size=self._edge,
+                patch_size=self.patch_size,
+                num_channels=1 if self.channel_agnostic else c,
+                mask_ratio=self.mask_ratio,
+                norm_pix_loss=self.norm_pixels,
+                hidden_size=self.width,
+                num_hidden_layers=self.depth,
+                num_attention_heads=self.heads,
+                intermediate_size=4 * self.width,
+                decoder_hidden_size=self.decoder_width,
+                decoder_num_hidden_layers=self.decoder_depth,
+                decoder_num_attention_heads=self.heads,
+                decoder_intermediate_size=4 * self.decoder_width,
+            )
+        )
         if self.channel_agnostic: net.vit.embeddings.__class__, net.__class__ = _agnostic_classes()
         set_positions(net, self._edge // self.patch_size, c if self.channel_agnostic else 1)
         return net
 
     def _learn_scale(self, images):
-        "Pixels go in with mean 0 and standard deviation 1 over the training images, a channel: most of a crop is dark, and a range from 0 to 1 would leave the network little to see."
+        """Pixels go in with mean 0 and standard deviation 1 over the training images, a channel: most of a crop is
+        dark, and a range from 0 to 1 would leave the network little to see.
+        """
         super()._learn_scale(images)
         sample = images[:: max(1, len(images) // 2000)].astype(np.float32)
         spread = sample.std((0, 2, 3))
@@ -129,28 +220,48 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
     def _network_input(self, x: torch.Tensor) -> torch.Tensor: return self._padded(self._scaled(x))
 
     def fit(self, images, y=None):
-        "images (N, C, H, W); labels are not used. Raises ValueError for what `check_images` refuses, and for images longer than twice their width."
+        """images (N, C, H, W); labels are not used. Raises ValueError for what `check_images` refuses, and for images
+        longer than twice their width.
+        """
         self._check_arguments()
-        images = check_images(images, min_size=max(self.patch_size, 2), channels=np.shape(images)[1] if self.channel_agnostic and np.ndim(images) == 4 else None)
-        if images.ndim != 4: raise ValueError(f"images: {images.shape} came; expected (N, C, H, W): volumes are not for this model")
-        if max(images.shape[2:]) >= 2 * min(images.shape[2:]): raise ValueError(f"images: {images.shape[2]} x {images.shape[3]} came; expected crops that are less than twice as long as wide")
+        images = check_images(
+            images,
+            min_size=max(self.patch_size, 2),
+            channels=np.shape(images)[1] if self.channel_agnostic and np.ndim(images) == 4 else None,
+        )
+        if images.ndim != 4:
+            raise ValueError(f"images: {images.shape} came; expected (N, C, H, W): volumes are not for this model")
+        if max(images.shape[2:]) >= 2 * min(images.shape[2:]):
+            raise ValueError(
+                f"images: {images.shape[2]} x {images.shape[3]} came; expected crops that are less than twice as long"
+                " as wide"
+            )
         self._learn_scale(images)
         self.module_ = self._make_module(self._seed())
         pixels = self._pixels(images)
-        max_steps = int(np.clip(40 * (len(images) // self.batch_size), 200, 4000)) if self.max_steps == "auto" else self.max_steps
+        max_steps = (
+            int(np.clip(40 * (len(images) // self.batch_size), 200, 4000))
+            if self.max_steps == "auto"
+            else self.max_steps
+        )
 
         def step(module, rows, t):
             views = turns(pixels(rows))
-            x = views[int(torch.randint(len(views), ()))]                                       # the same exact turn for the whole batch
+            # the same exact turn for the whole batch
+            x = views[int(torch.randint(len(views), ()))]
             return {"loss": module(self._padded(x)).loss}
 
-        self.history_ = self._train(step, len(images), max_steps=max_steps, schedule="onecycle", weight_decay=self.weight_decay)
+        self.history_ = self._train(
+            step, len(images), max_steps=max_steps, schedule="onecycle", weight_decay=self.weight_decay
+        )
         return self
 
     def transform(self, images):
         "Images (N, C, H, W) → embeddings of `layer`, pooled by `pool`: float32 (N, width) for a mean."
         images = self._check(images)
-        return Embedder(self, self.layer, self.pool, batch_size=512, device=self.device, precision=self.precision).transform(images)
+        return Embedder(
+            self, self.layer, self.pool, batch_size=512, device=self.device, precision=self.precision
+        ).transform(images)
 
     def get_feature_names_out(self, input_features=None):
         n = self.width * {"channels": self.image_shape_[0], "moments": 2}.get(self.pool, 1)
@@ -160,12 +271,20 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
         "Images for a fitted model: the training's channels and size, or a clear error."
         from sklearn.utils.validation import check_is_fitted
         check_is_fitted(self, "module_")
-        images = check_images(images, min_size=2, channels=np.shape(images)[1] if self.channel_agnostic and np.ndim(images) == 4 else None)
-        if images.shape[1:] != tuple(self.image_shape_): raise ValueError(f"images must have the shape (N, {', '.join(map(str, self.image_shape_))}) that MaskedAutoencoder was fitted on; got {images.shape}")
+        images = check_images(
+            images, min_size=2, channels=np.shape(images)[1] if self.channel_agnostic and np.ndim(images) == 4 else None
+        )
+        if images.shape[1:] != tuple(self.image_shape_):
+            raise ValueError(
+                f"images must have the shape (N, {', '.join(map(str, self.image_shape_))}) that MaskedAutoencoder was"
+                f" fitted on; got {images.shape}"
+            )
         return images
 
     def _filled(self, x: torch.Tensor, generator) -> tuple:
-        "Raw pixels → (drawing, hidden) in scaled units, (B, C, edge, edge) each; `hidden` is 1 where the patch was not seen."
+        """Raw pixels → (drawing, hidden) in scaled units, (B, C, edge, edge) each; `hidden` is 1 where the patch was
+        not seen.
+        """
         x, net = self._network_input(x), self.module_
         n = net.vit.embeddings.patch_embeddings.num_patches * (self.image_shape_[0] if self.channel_agnostic else 1)
         out = net(x, noise=torch.rand(len(x), n, generator=generator).to(x.device))
@@ -181,7 +300,8 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
 
         Returns
         -------
-        (filled (N, C, H, W) in the images' own range: the patches that were seen, and drawings of the others; hidden (N, C, H, W) boolean).
+        (filled (N, C, H, W) in the images' own range: the patches that were seen, and drawings of the others; hidden
+        (N, C, H, W) boolean).
         """
         images = self._check(images)
         generator, (h, w), edge = torch.Generator().manual_seed(random_state), images.shape[2:], self._edge
@@ -191,33 +311,57 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
         return np.where(hidden, drawn, images), hidden
 
     def score(self, images, y=None):
-        "Explained variance of the pixels that were hidden: 1 = perfect, 0 = as good as the mean of these images at every pixel."
+        """Explained variance of the pixels that were hidden: 1 = perfect, 0 = as good as the mean of these images at
+        every pixel.
+        """
         filled, hidden = self.reconstruct(images)
         images = np.asarray(images, dtype=np.float64)
         return float(1 - np.square(filled - images)[hidden].sum() / np.square(images - images.mean(0))[hidden].sum())
 
     def split_by_decoder(self, tokens):
-        """What the decoder's first layer reads of tokens (…, width) of the final norm (layer="layernorm"), and what it cannot see.
+        """What the decoder's first layer reads of tokens (…, width) of the final norm (layer="layernorm"), and what it
+        cannot see.
 
-        Returns (row part, null part) with tokens = row + null: projections on the row space and the null space of the layer's weights.
+        Returns (row part, null part) with tokens = row + null: projections on the row space and the null space of the
+        layer's weights.
         Raises ValueError where the decoder is as wide as the encoder, so that nothing is hidden from it.
         """
-        W = self.module_.decoder.decoder_embed.weight.detach().cpu().double().numpy()            # (decoder_width, width)
-        if W.shape[0] >= W.shape[1]: raise ValueError(f"decoder_width={W.shape[0]} is not smaller than width={W.shape[1]}: its first layer has no null space")
-        basis = np.linalg.svd(W, full_matrices=False)[2]                                         # (decoder_width, width), orthonormal rows
+        # (decoder_width, width)
+        W = self.module_.decoder.decoder_embed.weight.detach().cpu().double().numpy()
+        if W.shape[0] >= W.shape[1]:
+            raise ValueError(
+                f"decoder_width={W.shape[0]} is not smaller than width={W.shape[1]}: its first layer has no null space"
+            )
+        # (decoder_width, width), orthonormal rows
+        basis = np.linalg.svd(W, full_matrices=False)[2]
         row = (np.asarray(tokens, dtype=np.float64) @ basis.T @ basis).astype(np.float32)
         return row, tokens - row
 
 # %% ../../nbs/concepts/mae.ipynb #8cbf7822
 def plot_filled(images, filled, hidden, n=6, channel=0):
-    "Rows: the crops (N, C, H, W), what was seen, what was filled in (from `MaskedAutoencoder.reconstruct`). Returns a matplotlib Figure."
+    """Rows: the crops (N, C, H, W), what was seen, what was filled in (from `MaskedAutoencoder.reconstruct`). Returns a
+    matplotlib Figure.
+    """
     import matplotlib.pyplot as plt
     images, filled, hidden = (np.asarray(a)[:n, channel] for a in (images, filled, hidden))
-    fig, axes = plt.subplots(3, len(images), figsize=(.9 * len(images) + .9, 2.8), dpi=80, squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.04))
-    for name, row, shown in zip(("crop", "seen", "filled in"), axes, (images, np.where(hidden, np.nan, images), filled)):
+    fig, axes = plt.subplots(
+        3,
+        len(images),
+        figsize=(0.9 * len(images) + 0.9, 2.8),
+        dpi=80,
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.04, hspace=0.04),
+    )
+    for name, row, shown in zip(
+        ("crop", "seen", "filled in"), axes, (images, np.where(hidden, np.nan, images), filled)
+    ):
         for ax, image in zip(row, shown):
-            ax.imshow(image, cmap="gray", vmin=images.min(), vmax=images.max()); ax.set(xticks=[], yticks=[]); ax.set_facecolor("#d9c9a3")
-            for spine in ax.spines.values(): spine.set_visible(False)
+            ax.imshow(image, cmap="gray", vmin=images.min(), vmax=images.max())
+            ax.set(xticks=[], yticks=[])
+            ax.set_facecolor("#d9c9a3")
+            for spine in ax.spines.values():
+                spine.set_visible(False)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    plt.close(fig)                                                                           # a notebook shows what is returned, once
+    # a notebook shows what is returned, once
+    plt.close(fig)
     return fig

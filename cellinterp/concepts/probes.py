@@ -4,6 +4,7 @@
 
 # %% ../../nbs/concepts/probes.ipynb #5806daad
 from __future__ import annotations
+
 import numpy as np
 from scipy import sparse
 
@@ -12,16 +13,19 @@ __all__ = ['probe', 'nearest_label', 'expected_ap', 'replicate_map', 'stability'
 
 # %% ../../nbs/concepts/probes.ipynb #6ddb8911
 def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
-    """Balanced accuracy of class-balanced logistic regression on standardised X (N, d), dense or CSR, with whole groups held out.
+    """Balanced accuracy of class-balanced logistic regression on standardised X (N, d), dense or CSR, with whole groups
+    held out.
 
-    Returns DataFrame (seed, fold, balanced_accuracy, n_test). The splitter is `data.splits.folds`. A row without a label ("") is left out.
+    Returns DataFrame (seed, fold, balanced_accuracy, n_test). The splitter is `data.splits.folds`. A row without a
+    label ("") is left out.
     """
     import pandas as pd
-    from cellinterp.data.splits import folds
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    from cellinterp.data.splits import folds
     y = np.asarray(y).astype(str)
     X = sparse.csr_array(X) if sparse.issparse(X) else np.asarray(X)
     if X.shape[0] != len(y): raise ValueError(f"y: {len(y)} labels came for {X.shape[0]} rows of X; expected one a row")
@@ -30,8 +34,18 @@ def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
     rows = []
     for seed in seeds:
         for fold, (train, test) in enumerate(folds(y, groups, n_splits=n_splits, seed=seed)):
-            model = make_pipeline(StandardScaler(with_mean=not sparse.issparse(X)), LogisticRegression(C=C, class_weight="balanced", max_iter=500, tol=1e-3))
-            rows.append(dict(seed=seed, fold=fold, balanced_accuracy=balanced_accuracy_score(y[test], model.fit(X[train], y[train]).predict(X[test])), n_test=len(test)))
+            model = make_pipeline(
+                StandardScaler(with_mean=not sparse.issparse(X)),
+                LogisticRegression(C=C, class_weight="balanced", max_iter=500, tol=1e-3),
+            )
+            rows.append(
+                dict(
+                    seed=seed,
+                    fold=fold,
+                    balanced_accuracy=balanced_accuracy_score(y[test], model.fit(X[train], y[train]).predict(X[test])),
+                    n_test=len(test),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/concepts/probes.ipynb #fdae8d04
@@ -42,14 +56,17 @@ def _unit(X):
 
 
 def nearest_label(X, y, exclude=None) -> np.ndarray:
-    """For each row of X (N, d) whether its nearest other row by cosine carries the same label (N,) bool; rows with the same value of `exclude` (compound) are no candidates.
+    """For each row of X (N, d) whether its nearest other row by cosine carries the same label (N,) bool; rows with the
+    same value of `exclude` (compound) are no candidates.
 
     Raises ValueError where nothing is left to compare with.
     """
     y, X = np.asarray(y), _unit(X)
     exclude = np.arange(len(y)) if exclude is None else np.asarray(exclude)
     if not len(X) == len(y) == len(exclude):
-        raise ValueError(f"y and exclude: {len(y)} and {len(exclude)} values came for {len(X)} rows; expected one a row")
+        raise ValueError(
+            f"y and exclude: {len(y)} and {len(exclude)} values came for {len(X)} rows; expected one a row"
+        )
     S = np.where(exclude[:, None] == exclude, -np.inf, X @ X.T)
     if not np.isfinite(S).any(1).all(): raise ValueError("exclude: a row has no other row left to be compared with")
     return y[S.argmax(1)] == y
@@ -66,12 +83,14 @@ def replicate_map(X, treatment, *, negatives=None, batch=None):
 
     Parameters
     ----------
-    X : (N, d). treatment : (N,); rows with "" are left out. negatives : (N,) mask of the control rows; None = every row of another treatment.
+    X : (N, d). treatment : (N,); rows with "" are left out. negatives : (N,) mask of the control rows; None = every row
+        of another treatment.
     batch : (N,); positives then lie in another batch than the query.
 
     Returns
     -------
-    DataFrame (treatment, replicates, mean_ap, random): `random` is the expected value of a random order. Treatments without a second replicate are left out.
+    DataFrame (treatment, replicates, mean_ap, random): `random` is the expected value of a random order. Treatments
+    without a second replicate are left out.
     """
     import pandas as pd
     X, treatment = _unit(X), np.asarray(treatment).astype(str)
@@ -85,24 +104,38 @@ def replicate_map(X, treatment, *, negatives=None, batch=None):
     use = treatment != ""
     rows = []
     for i in np.flatnonzero(use & (~negatives if negatives is not None else True)):
-        same = (treatment == treatment[i]) & use; same[i] = False
+        same = (treatment == treatment[i]) & use
+        same[i] = False
         if len(np.unique(batch)) > 1: same &= batch != batch[i]
         other = ((treatment != treatment[i]) & use) if negatives is None else negatives
         if not same.any() or not other.any(): continue
         candidates = np.flatnonzero(same | other)
         order = candidates[np.argsort(-(X[candidates] @ X[i]), kind="stable")]
         hit = same[order]
-        rows.append(dict(treatment=treatment[i], ap=(np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean(), random=expected_ap(hit.sum(), len(hit))))
+        rows.append(
+            dict(
+                treatment=treatment[i],
+                ap=(np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean(),
+                random=expected_ap(hit.sum(), len(hit)),
+            )
+        )
     if not rows: raise ValueError("treatment: no treatment has a second replicate; expected at least two rows of one")
     table = pd.DataFrame(rows)
-    return table.groupby("treatment").agg(replicates=("ap", "size"), mean_ap=("ap", "mean"), random=("random", "mean")).reset_index()
+    return (
+        table.groupby("treatment")
+        .agg(replicates=("ap", "size"), mean_ap=("ap", "mean"), random=("random", "mean"))
+        .reset_index()
+    )
 
 # %% ../../nbs/concepts/probes.ipynb #c1394957
 def stability(A, B, absolute=False) -> np.ndarray:
-    "Cosines (min(M_A, M_B),) of the atoms of A (M_A, d) and B (M_B, d) matched one to one, largest first; `absolute`: a flipped sign is the same atom."
+    """Cosines (min(M_A, M_B),) of the atoms of A (M_A, d) and B (M_B, d) matched one to one, largest first; `absolute`:
+    a flipped sign is the same atom.
+    """
     from scipy.optimize import linear_sum_assignment
     A, B = _unit(A), _unit(B)
-    if A.shape[1] != B.shape[1]: raise ValueError(f"atoms of {A.shape[1]} and of {B.shape[1]} dimensions came; expected the same")
+    if A.shape[1] != B.shape[1]:
+        raise ValueError(f"atoms of {A.shape[1]} and of {B.shape[1]} dimensions came; expected the same")
     S = np.abs(A @ B.T) if absolute else A @ B.T
     return np.sort(S[linear_sum_assignment(-S)])[::-1]
 
@@ -113,11 +146,17 @@ def explained_cosine(X, X_hat) -> float:
 
 
 def plot_alignment(direction, X, mask, label="label", ax=None):
-    "Histogram of the cosine between a direction (d,) and the rows of X (N, d): rows of the label (mask) against the rest."
+    """Histogram of the cosine between a direction (d,) and the rows of X (N, d): rows of the label (mask) against the
+    rest.
+    """
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(3.6, 2.4), layout="constrained")[1]
     cosine, mask = _unit(X) @ _unit(np.asarray(direction)[None])[0], np.asarray(mask, bool)
     edges = np.histogram_bin_edges(cosine, 30)
-    for rows, name, colour in ((~mask, "rest", "0.75"), (mask, label, "C0")): ax.hist(cosine[rows], edges, density=True, alpha=.75, color=colour, label=f"{name} ({rows.sum()})")
-    ax.set(xlabel="cosine with the direction", ylabel="density"); ax.margins(y=.3); ax.set_ylim(bottom=0); ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=2, columnspacing=1)
+    for rows, name, colour in ((~mask, "rest", "0.75"), (mask, label, "C0")):
+        ax.hist(cosine[rows], edges, density=True, alpha=0.75, color=colour, label=f"{name} ({rows.sum()})")
+    ax.set(xlabel="cosine with the direction", ylabel="density")
+    ax.margins(y=0.3)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=2, columnspacing=1)
     return ax

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/concepts/pursuit.ipynb #c31c2fc1
 from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,21 +42,26 @@ def omp_reference(X, W, n_nonzero, atoms_per_round=1, *, selection="signed", ref
 
 def _nnls(G, b):
     from scipy.optimize import nnls
-    C = np.linalg.cholesky(G)                                                        # |Cᵀz − C⁻¹b|² differs from zᵀGz − 2bᵀz by a constant
+    # |Cᵀz − C⁻¹b|² differs from zᵀGz − 2bᵀz by a constant
+    C = np.linalg.cholesky(G)
     return nnls(C.T, np.linalg.solve(C, b))[0]
 
 # %% ../../nbs/concepts/pursuit.ipynb #710ed9bc
 def _pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
-    """Codes of tokens lo to hi, in place. scores (B, M) = XWᵀ; G (M, M); index, value (B, K); kind 0 signed, 1 absolute, 2 non-negative.
+    """Codes of tokens lo to hi, in place. scores (B, M) = XWᵀ; G (M, M); index, value (B, K); kind 0 signed, 1
+    absolute, 2 non-negative.
 
-    `all_atoms` refits every atom picked so far, else those of the round. Slots that are not used hold atom 0 with the value 0.
+    `all_atoms` refits every atom picked so far, else those of the round. Slots that are not used hold atom 0 with the
+    value 0.
     """
     M, K, width = G.shape[0], index.shape[1], 64
     n_blocks = (M + width - 1) // width
     s, peak = np.empty(M, G.dtype), np.empty(n_blocks, G.dtype)
-    C, inverse, y, z, rhs = np.empty((K, K)), np.empty(K), np.empty(K), np.empty(K), np.empty(K)   # Cholesky factor, 1/diagonal, forward solution, codes, ⟨w_m, r⟩
+    # Cholesky factor, 1/diagonal, forward solution, codes, ⟨w_m, r⟩
+    C, inverse, y, z, rhs = np.empty((K, K)), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
     picked = np.empty(K, np.int64)
-    gone = G.dtype.type(-3e38) if kind != 1 else G.dtype.type(0)                     # the score of an atom that is taken
+    # the score of an atom that is taken
+    gone = G.dtype.type(-3e38) if kind != 1 else G.dtype.type(0)
     for b in range(lo, hi):
         n = 0
         for m in range(M): s[m] = scores[b, m]
@@ -91,13 +98,16 @@ def _pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
             p, q, u, x = picked[base:n], rhs[base:n], y[base:n], z[base:n]
             for i in range(first - base, len(p)):
                 row = C[i]
-                for j in range(i + 1): row[j] = G[p[i], p[j]]                            # fetched at once: these reads wait for memory
+                # fetched at once: these reads wait for memory
+                for j in range(i + 1): row[j] = G[p[i], p[j]]
                 for j in range(i):
                     other, v = C[j], row[j]
                     for k in range(j): v -= row[k] * other[k]
                     row[j] = v * inverse[j]
                 v, w = row[i] + ridge, q[i]
-                for k in range(i): v -= row[k] * row[k]; w -= row[k] * u[k]
+                for k in range(i):
+                    v -= row[k] * row[k]
+                    w -= row[k] * u[k]
                 inverse[i] = 1 / np.sqrt(max(v, 1e-10))
                 u[i] = w * inverse[i]
             x[:] = u
@@ -105,7 +115,8 @@ def _pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
                 x[i] *= inverse[i]
                 row, v = C[i], x[i]
                 for k in range(i): x[k] -= v * row[k]
-            if kind == 2:                                                            # non-negative: coordinate descent from the clipped solution
+            # non-negative: coordinate descent from the clipped solution
+            if kind == 2:
                 for i in range(len(p)): x[i] = max(x[i], 0.0)
                 for sweep in range(500):
                     moved = 0.0
@@ -125,7 +136,12 @@ def _pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
             while i < len(p):
                 if len(p) - i >= 4:
                     g0, g1, g2, g3 = G[p[i]], G[p[i + 1]], G[p[i + 2]], G[p[i + 3]]
-                    z0, z1, z2, z3 = G.dtype.type(x[i]), G.dtype.type(x[i + 1]), G.dtype.type(x[i + 2]), G.dtype.type(x[i + 3])
+                    z0, z1, z2, z3 = (
+                        G.dtype.type(x[i]),
+                        G.dtype.type(x[i + 1]),
+                        G.dtype.type(x[i + 2]),
+                        G.dtype.type(x[i + 3]),
+                    )
                     for m in range(M): s[m] -= z0 * g0[m] + z1 * g1[m] + z2 * g2[m] + z3 * g3[m]
                     i += 4
                 else:
@@ -151,18 +167,35 @@ def _compiled():
 SELECTION = {"signed": 0, "absolute": 1, "nonnegative": 2}
 
 
-def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", refit="all", ridge=1e-6, gram=None, scores=None, product=None, engine="auto"):
+def omp(
+    X,
+    W,
+    n_nonzero,
+    atoms_per_round=1,
+    *,
+    rounds=None,
+    selection="signed",
+    refit="all",
+    ridge=1e-6,
+    gram=None,
+    scores=None,
+    product=None,
+    engine="auto",
+):
     """Batched orthogonal matching pursuit in Gram form.
 
     Parameters
     ----------
     X : (N, d) tensor or array, or None where `scores` are given. W : (M, d), unit rows.
     n_nonzero, atoms_per_round : K atoms in all, L in a round; `rounds`: None = ⌈K/L⌉ (fewer rounds pick fewer than K).
-    selection : "signed" (largest ⟨w, r⟩, as in the paper), "absolute" (largest |⟨w, r⟩|) or "nonnegative" (largest, with codes ≥ 0).
-    refit : "all" (every atom picked so far, on x) or "new" (those of the round, on the residual, as in the paper; an atom may come again).
+    selection : "signed" (largest ⟨w, r⟩, as in the paper), "absolute" (largest |⟨w, r⟩|) or "nonnegative" (largest,
+        with codes ≥ 0).
+    refit : "all" (every atom picked so far, on x) or "new" (those of the round, on the residual, as in the paper; an
+        atom may come again).
     ridge : added to the diagonal of the least squares.
     gram, scores : WWᵀ (M, M) and XWᵀ (N, M), if at hand. product : (X, W) → XWᵀ, in place of the plain product.
-    engine : "numba" (CPU), "torch", or "auto". On the CPU, scores that are not given are made for so many rows at a time that they take 32 MB.
+    engine : "numba" (CPU), "torch", or "auto". On the CPU, scores that are not given are made for so many rows at a
+        time that they take 32 MB.
 
     Returns
     -------
@@ -172,30 +205,41 @@ def omp(X, W, n_nonzero, atoms_per_round=1, *, rounds=None, selection="signed", 
     ------
     ValueError for shapes that do not fit, K > M, or an unknown option.
     """
-    if selection not in SELECTION: raise ValueError(f"selection must be one of {', '.join(map(repr, SELECTION))}; got {selection!r}")
-    if refit not in ("all", "new"): raise ValueError(f"refit must be 'all' or 'new'; got {refit!r}")
-    if engine not in ("auto", "numba", "torch"): raise ValueError(f"engine must be 'auto', 'numba' or 'torch'; got {engine!r}")
+    if selection not in SELECTION:
+        raise ValueError(f"selection must be one of {', '.join(map(repr, SELECTION))}; got {selection!r}")
+    if refit not in ("all", "new"):
+        raise ValueError(f"refit must be 'all' or 'new'; got {refit!r}")
+    if engine not in ("auto", "numba", "torch"):
+        raise ValueError(f"engine must be 'auto', 'numba' or 'torch'; got {engine!r}")
     numpy_in = not isinstance(X if X is not None else scores, torch.Tensor)
     W, X, gram, scores = (None if a is None else torch.as_tensor(a) for a in (W, X, gram, scores))
     M = len(W if W is not None else gram)
-    if not 1 <= n_nonzero <= M: raise ValueError(f"n_nonzero must lie between 1 and the number of atoms, {M}; got {n_nonzero}")
-    if atoms_per_round < 1: raise ValueError(f"atoms_per_round must be at least 1; got {atoms_per_round}")
-    if X is not None and (X.ndim != 2 or X.shape[1] != W.shape[1]): raise ValueError(f"X must have the shape (N, {W.shape[1]}); got {tuple(X.shape)}")
+    if not 1 <= n_nonzero <= M:
+        raise ValueError(f"n_nonzero must lie between 1 and the number of atoms, {M}; got {n_nonzero}")
+    if atoms_per_round < 1:
+        raise ValueError(f"atoms_per_round must be at least 1; got {atoms_per_round}")
+    if X is not None and (X.ndim != 2 or X.shape[1] != W.shape[1]):
+        raise ValueError(f"X must have the shape (N, {W.shape[1]}); got {tuple(X.shape)}")
     with torch.no_grad():
-        if scores is None: W = W.to(X.dtype)
-        if gram is None: gram = gram_matrix(W.to(X.dtype if scores is None else scores.dtype))
+        if scores is None:
+            W = W.to(X.dtype)
+        if gram is None:
+            gram = gram_matrix(W.to(X.dtype if scores is None else scores.dtype))
         L = min(int(atoms_per_round), n_nonzero)
         rounds = -(-n_nonzero // L) if rounds is None else int(rounds)
         device = (X if scores is None else scores).device.type
         kernel = _compiled() if engine != "torch" and device == "cpu" else None
-        if engine == "numba" and kernel is None: raise ValueError("engine='numba' needs numba, and scores on the CPU")
+        if engine == "numba" and kernel is None:
+            raise ValueError("engine='numba' needs numba, and scores on the CPU")
         run = _omp_torch if kernel is None else _omp_numba
-        pursue = lambda scores: run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge))
-        if scores is not None: index, value = pursue(scores)
+        def pursue(scores):
+            return run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge))
+        if scores is not None:
+            index, value = pursue(scores)
         else:
             product = product or (lambda X, W: X @ W.T)
-            step = max(1, (1 << 23) // M if device == "cpu" else len(X))                     # rows
-            parts = [pursue(product(X[lo:lo + step], W)) for lo in range(0, max(len(X), 1), step)]
+            step = max(1, (1 << 23) // M if device == "cpu" else len(X))  # rows
+            parts = [pursue(product(X[lo : lo + step], W)) for lo in range(0, max(len(X), 1), step)]
             index, value = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts))
     return (index.numpy(), value.numpy()) if numpy_in else (index, value)
 
@@ -208,7 +252,8 @@ def _omp_numba(scores, gram, K, L, rounds, selection, refit, ridge):
     threads, step = torch.get_num_threads(), max(16, min(256, len(s) // 8))
     if threads == 1 or len(s) < 64: work(0, len(s))
     else:
-        with ThreadPoolExecutor(threads) as pool: list(pool.map(lambda lo: work(lo, min(lo + step, len(s))), range(0, len(s), step)))
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda lo: work(lo, min(lo + step, len(s))), range(0, len(s), step)))
     return index, value
 
 
@@ -226,7 +271,9 @@ def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge):
     B, M, device = len(scores), len(gram), scores.device
     gram, exact = gram.to(scores.dtype), torch.float64 if device.type != "mps" else torch.float32
     start, scores = scores, scores.clone()
-    index, value = torch.zeros(B, 0, dtype=torch.int64, device=device), torch.zeros(B, 0, dtype=scores.dtype, device=device)
+    index, value = torch.zeros(B, 0, dtype=torch.int64, device=device), torch.zeros(
+        B, 0, dtype=scores.dtype, device=device
+    )
     for t in range(rounds):
         l = min(L, K - index.shape[1])
         if l <= 0: break
@@ -234,7 +281,8 @@ def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge):
         use = top > (0 if selection != "signed" else -1e38)
         index = torch.cat([index, new], 1)
         S, target, use_S = (index, start, torch.cat([value != 0, use], 1)) if refit == "all" else (new, scores, use)
-        if selection == "nonnegative" and refit == "all": use_S = torch.cat([torch.ones_like(value, dtype=torch.bool), use], 1)
+        if selection == "nonnegative" and refit == "all":
+            use_S = torch.cat([torch.ones_like(value, dtype=torch.bool), use], 1)
         G = gram[S[:, :, None], S[:, None, :]].to(exact)                                    # (B, |S|, |S|)
         G.diagonal(dim1=1, dim2=2).add_(ridge)
         rhs = target.gather(1, S).to(exact) * use_S
@@ -271,8 +319,10 @@ def to_csr(index, value, n_features: int) -> sparse.csr_array:
     "Index and value (N, K) → codes (N, n_features) as CSR: repeats added up, zeros dropped, columns in order."
     index, value = (a.cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a) for a in (index, value))
     starts = np.arange(len(index) + 1) * index.shape[1]
-    codes = sparse.csr_array((value.flatten(), index.flatten(), starts), shape=(len(index), n_features))   # flatten copies: the next line works in place
-    codes.sum_duplicates(); codes.eliminate_zeros()
+    # flatten copies: the next line works in place
+    codes = sparse.csr_array((value.flatten(), index.flatten(), starts), shape=(len(index), n_features))
+    codes.sum_duplicates()
+    codes.eliminate_zeros()
     return codes
 
 # %% ../../nbs/concepts/pursuit.ipynb #c1ca43d1
@@ -285,4 +335,6 @@ def scatter(index, value, R, n_features: int):
     "Zᵀ R: out[m] = Σ over (b, k) with index[b, k] = m of value[b, k] R[b]; (B, K), (B, K), (B, d) → (n_features, d)."
     flat, order = index.flatten().sort(stable=True)
     offsets = torch.searchsorted(flat, torch.arange(n_features, device=flat.device))
-    return F.embedding_bag(order // index.shape[1], R, offsets, per_sample_weights=value.flatten()[order].to(R.dtype), mode="sum")
+    return F.embedding_bag(
+        order // index.shape[1], R, offsets, per_sample_weights=value.flatten()[order].to(R.dtype), mode="sum"
+    )

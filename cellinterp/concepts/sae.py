@@ -4,10 +4,13 @@
 
 # %% ../../nbs/concepts/sae.ipynb #1d6aba58
 from __future__ import annotations
+
 import math
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
+
 from .dictionary import DictionaryModule, SparseDictionary
 from .pursuit import decode, scatter
 
@@ -50,7 +53,9 @@ def dots(index, R, W):
     "⟨R[b], W[index[b, k]]⟩: (B, K), (B, d), (M, d) → (B, K)."
     B, K = index.shape
     bags = torch.arange(B, device=index.device)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(R.contiguous(), W, index.flatten(), bags * K, bags.repeat_interleave(K), 0).view(B, K)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        R.contiguous(), W, index.flatten(), bags * K, bags.repeat_interleave(K), 0
+    ).view(B, K)
 
 
 def padded(mask, dense):
@@ -59,18 +64,24 @@ def padded(mask, dense):
     counts = mask.sum(1)
     slot = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     shape = (len(mask), max(1, int(counts.max()) if len(counts) else 1))
-    index = torch.zeros(shape, dtype=torch.int64, device=rows.device); index[rows, slot] = columns
-    value = torch.zeros(shape, dtype=dense.dtype, device=rows.device); value[rows, slot] = dense[rows, columns]
+    index = torch.zeros(shape, dtype=torch.int64, device=rows.device)
+    index[rows, slot] = columns
+    value = torch.zeros(shape, dtype=dense.dtype, device=rows.device)
+    value[rows, slot] = dense[rows, columns]
     return index, value
 
 # %% ../../nbs/concepts/sae.ipynb #a2083716
 class AutoencoderModule(DictionaryModule):
-    "Encoder weights (M, d) and offsets (M,) beside the atoms; `threshold` (M,) decides at inference where `k` is None, else the k largest."
+    """Encoder weights (M, d) and offsets (M,) beside the atoms; `threshold` (M,) decides at inference where `k` is
+    None, else the k largest.
+    """
 
     def __init__(self, n_features, d, k):
         super().__init__(n_features, d)
         self.k = k
-        self.encoder_weight, self.encoder_bias = nn.Parameter(torch.zeros(n_features, d)), nn.Parameter(torch.zeros(n_features))
+        self.encoder_weight, self.encoder_bias = nn.Parameter(torch.zeros(n_features, d)), nn.Parameter(
+            torch.zeros(n_features)
+        )
         self.register_buffer("threshold", torch.zeros(n_features))
 
     def dense(self, x): return self.product(x, self.encoder_weight.to(x.dtype)) + self.encoder_bias.to(x.dtype)
@@ -78,8 +89,11 @@ class AutoencoderModule(DictionaryModule):
     @torch.no_grad()
     def encode(self, x):
         a = self.dense(self.centred(x))
-        if self.k is None: index, value = padded(a > self.threshold.to(a.dtype).clamp_min(0), a)
-        else: value, index = a.topk(self.k, dim=1); value = value.clamp_min(0)
+        if self.k is None:
+            index, value = padded(a > self.threshold.to(a.dtype).clamp_min(0), a)
+        else:
+            value, index = a.topk(self.k, dim=1)
+            value = value.clamp_min(0)
         return index, value * self.scale.to(x.dtype)
 
 
@@ -87,18 +101,47 @@ class _Autoencoder(SparseDictionary):
     "What the four share; a subclass says which entries are active (`_select`) and may change the loss (`_loss`)."
     _by_threshold = True
 
-    def __init__(self, n_features="auto", n_nonzero="auto", *, dead_after="auto", aux_weight=1 / 32, init="data", learning_rate=1e-3, batch_size="auto", max_steps="auto",
-                 device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
-        self.n_features, self.n_nonzero, self.dead_after, self.aux_weight, self.init = n_features, n_nonzero, dead_after, aux_weight, init
+    def __init__(
+        self,
+        n_features="auto",
+        n_nonzero="auto",
+        *,
+        dead_after="auto",
+        aux_weight=1 / 32,
+        init="data",
+        learning_rate=1e-3,
+        batch_size="auto",
+        max_steps="auto",
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        self.n_features, self.n_nonzero, self.dead_after, self.aux_weight, self.init = (
+            n_features,
+            n_nonzero,
+            dead_after,
+            aux_weight,
+            init,
+        )
         self.learning_rate, self.batch_size, self.max_steps = learning_rate, batch_size, max_steps
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def _check_arguments(self):
         if self.init not in ("data", "random"): raise ValueError(f"init must be 'data' or 'random'; got {self.init!r}")
-        if self.dead_after != "auto" and self.dead_after < 1: raise ValueError(f"dead_after must be 'auto' or a number of rows; got {self.dead_after!r}")
+        if self.dead_after != "auto" and self.dead_after < 1:
+            raise ValueError(f"dead_after must be 'auto' or a number of rows; got {self.dead_after!r}")
         if self.aux_weight < 0: raise ValueError(f"aux_weight must be 0 or more; got {self.aux_weight}")
 
-    def _build(self): return AutoencoderModule(self.n_features_, self.n_features_in_, None if self._by_threshold else self.n_nonzero_)
+    def _build(self):
+        return AutoencoderModule(self.n_features_, self.n_features_in_, None if self._by_threshold else self.n_nonzero_)
 
     def _centre(self, sample):
         super()._centre(sample)
@@ -114,18 +157,24 @@ class _Autoencoder(SparseDictionary):
             usable = x[x.norm(dim=1) > 1e-6]
             usable = usable[torch.randperm(len(usable))[:M]]
             atoms[:len(usable)] = usable
-        module.atoms.copy_(F.normalize(atoms, dim=1)); module.encoder_weight.copy_(module.atoms)
+        module.atoms.copy_(F.normalize(atoms, dim=1))
+        module.encoder_weight.copy_(module.atoms)
 
     def _step(self, x, raw, state, progress):
         module, world = self.module_, self._world
         dead = state["since"] >= self._dead_after(state)
         with torch.enable_grad():
-            x = module.centred(raw)                                                  # (B, d), with its gradient to the bias
+            # (B, d), with its gradient to the bias
+            x = module.centred(raw)
             with torch.no_grad(): dense = module.dense(x)                            # (B, M): the one dense product
             index, active = self._select(dense)
             value = SparseEncode.apply(x, module.encoder_weight, module.encoder_bias, index, dense) * active
             loss, error, value = self._loss(x, index, value, dense)
-            aux = self._aux(x, error.detach(), dense, dead) if self.aux_weight and bool(dead.any()) else torch.zeros((), device=x.device)
+            aux = (
+                self._aux(x, error.detach(), dense, dead)
+                if self.aux_weight and bool(dead.any())
+                else torch.zeros((), device=x.device)
+            )
             grads = torch.autograd.grad(loss + self.aux_weight * aux, self._parameters(), allow_unused=True)
         for p, g in zip(self._parameters(), grads): p.grad = torch.zeros_like(p) if g is None else g
         if world.size > 1:
@@ -140,14 +189,17 @@ class _Autoencoder(SparseDictionary):
         total = (x - x.mean(0)).square().sum().clamp_min(1e-12)
         return {"fvu": error.square().sum() / total, "l0": (value > 0).sum() / len(x), "aux": aux.detach()}
 
-    def _dead_after(self, state): return min(10_000_000, 2 * state["n_rows"]) if self.dead_after == "auto" else self.dead_after
+    def _dead_after(self, state):
+        return min(10_000_000, 2 * state["n_rows"]) if self.dead_after == "auto" else self.dead_after
 
     def _loss(self, x, index, value, dense):
         error = x - SparseDecode.apply(index, value, self.module_.atoms)
         return error.square().sum() / len(x), error, value
 
     def _aux(self, x, error, dense, dead):
-        "AuxK (Gao et al. 2024, section 2.4): dead features reconstruct the error; x (B, d), error (B, d) constant, dense (B, M), dead (M,)."
+        """AuxK (Gao et al. 2024, section 2.4): dead features reconstruct the error; x (B, d), error (B, d) constant,
+        dense (B, M), dead (M,).
+        """
         module = self.module_
         k = min(max(1, x.shape[1] // 2), int(dead.sum()))
         index = dense.masked_fill(~dead, -torch.inf).topk(k, dim=1).indices
@@ -173,7 +225,8 @@ class TopKSAE(_Autoencoder):
 
     Parameters
     ----------
-    n_features, n_nonzero : as in `ICFL`. dead_after : rows without activity after which a feature is dead; "auto" = min(10 million, 2 n).
+    n_features, n_nonzero : as in `ICFL`. dead_after : rows without activity after which a feature is dead; "auto" =
+        min(10 million, 2 n).
     aux_weight : α of AuxK; 0 = without. init : first atoms from the "data", or at "random".
     learning_rate, batch_size, max_steps, device, precision, random_state, checkpoint, verbose : as in `ICFL`.
     """
@@ -185,7 +238,10 @@ class TopKSAE(_Autoencoder):
 
 # %% ../../nbs/concepts/sae.ipynb #4fe6491e
 class BatchTopKSAE(_Autoencoder):
-    __doc__ = TopKSAE.__doc__.replace("TopK sparse autoencoder with AuxK (Gao et al. 2024)", "BatchTopK sparse autoencoder (Bussmann et al. 2024): n_nonzero on average over the rows")
+    __doc__ = TopKSAE.__doc__.replace(
+        "TopK sparse autoencoder with AuxK (Gao et al. 2024)",
+        "BatchTopK sparse autoencoder (Bussmann et al. 2024): n_nonzero on average over the rows",
+    )
 
     def _select(self, dense):
         mask = batch_topk(dense, self.n_nonzero_ * len(dense))
@@ -205,12 +261,15 @@ def batch_topk(dense, k: int):
     "Mask (B, M) of the k largest positive entries of the whole batch."
     B, M = dense.shape
     k, wide = min(k, dense.numel()), min(M, max(1, 4 * k // B))
-    rows = dense.topk(wide, dim=1).values                                            # candidates: few rows have more than four times their share
+    # candidates: few rows have more than four times their share
+    rows = dense.topk(wide, dim=1).values
     cut = rows.flatten().topk(min(k, rows.numel())).values[-1]
     if wide < M and bool((rows[:, -1] >= cut).any()): cut = dense.flatten().topk(k).values[-1]
     mask = (dense >= cut) & (dense > 0)
     extra = int(mask.sum()) - k
-    if extra > 0: ties = ((dense == cut) & mask).nonzero()[-extra:]; mask[ties[:, 0], ties[:, 1]] = False
+    if extra > 0:
+        ties = ((dense == cut) & mask).nonzero()[-extra:]
+        mask[ties[:, 0], ties[:, 1]] = False
     return mask
 
 
@@ -222,16 +281,46 @@ class MatryoshkaSAE(BatchTopKSAE):
     prefixes : shares of the dictionary, rising to 1. The others as in `TopKSAE`.
     """
 
-    def __init__(self, n_features="auto", n_nonzero="auto", *, prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), dead_after="auto", aux_weight=1 / 32, init="data", learning_rate=1e-3,
-                 batch_size="auto", max_steps="auto", device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
-        super().__init__(n_features, n_nonzero, dead_after=dead_after, aux_weight=aux_weight, init=init, learning_rate=learning_rate, batch_size=batch_size, max_steps=max_steps,
-                         device=device, precision=precision, random_state=random_state, checkpoint=checkpoint, verbose=verbose)
+    def __init__(
+        self,
+        n_features="auto",
+        n_nonzero="auto",
+        *,
+        prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+        dead_after="auto",
+        aux_weight=1 / 32,
+        init="data",
+        learning_rate=1e-3,
+        batch_size="auto",
+        max_steps="auto",
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        super().__init__(
+            n_features,
+            n_nonzero,
+            dead_after=dead_after,
+            aux_weight=aux_weight,
+            init=init,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            checkpoint=checkpoint,
+            verbose=verbose,
+        )
         self.prefixes = prefixes
 
     def _check_arguments(self):
         super()._check_arguments()
         p = list(self.prefixes)
-        if not p or p != sorted(set(p)) or p[0] <= 0 or p[-1] != 1: raise ValueError(f"prefixes must rise from above 0 to 1; got {self.prefixes!r}")
+        if not p or p != sorted(set(p)) or p[0] <= 0 or p[-1] != 1:
+            raise ValueError(f"prefixes must rise from above 0 to 1; got {self.prefixes!r}")
 
     def _loss(self, x, index, value, dense):
         error, loss, lo = x, 0.0, 0
@@ -243,11 +332,14 @@ class MatryoshkaSAE(BatchTopKSAE):
 
 
 class _Jump(torch.autograd.Function):
-    "(a·1[a > θ], 1[a > θ]) with the gradients of Rajamanoharan et al. (2024), eq. 11-12: a window of width ε stands in for the jump."
+    """(a·1[a > θ], 1[a > θ]) with the gradients of Rajamanoharan et al. (2024), eq. 11-12: a window of width ε stands
+    in for the jump.
+    """
 
     @staticmethod
     def forward(ctx, a, theta, width):
-        ctx.save_for_backward(a, theta); ctx.width = width
+        ctx.save_for_backward(a, theta)
+        ctx.width = width
         on = (a > theta).to(a.dtype)
         return a * on, on
 
@@ -271,17 +363,49 @@ class JumpReLUModule(AutoencoderModule):
 
 
 class JumpReLUSAE(_Autoencoder):
-    """JumpReLU sparse autoencoder (Rajamanoharan et al. 2024), with the number of active features pulled to `n_nonzero`.
+    """JumpReLU sparse autoencoder (Rajamanoharan et al. 2024), with the number of active features pulled to
+    `n_nonzero`.
 
     Parameters
     ----------
-    sparsity_weight : λ of the penalty. bandwidth : ε, in units of the mean length of an embedding. The others as in `TopKSAE`.
+    sparsity_weight : λ of the penalty. bandwidth : ε, in units of the mean length of an embedding. The others as in
+        `TopKSAE`.
     """
 
-    def __init__(self, n_features="auto", n_nonzero="auto", *, sparsity_weight=0.3, bandwidth=0.03, dead_after="auto", aux_weight=1 / 32, init="data", learning_rate=1e-3,
-                 batch_size="auto", max_steps="auto", device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
-        super().__init__(n_features, n_nonzero, dead_after=dead_after, aux_weight=aux_weight, init=init, learning_rate=learning_rate, batch_size=batch_size, max_steps=max_steps,
-                         device=device, precision=precision, random_state=random_state, checkpoint=checkpoint, verbose=verbose)
+    def __init__(
+        self,
+        n_features="auto",
+        n_nonzero="auto",
+        *,
+        sparsity_weight=0.3,
+        bandwidth=0.03,
+        dead_after="auto",
+        aux_weight=1 / 32,
+        init="data",
+        learning_rate=1e-3,
+        batch_size="auto",
+        max_steps="auto",
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        super().__init__(
+            n_features,
+            n_nonzero,
+            dead_after=dead_after,
+            aux_weight=aux_weight,
+            init=init,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            checkpoint=checkpoint,
+            verbose=verbose,
+        )
         self.sparsity_weight, self.bandwidth = sparsity_weight, bandwidth
 
     def _check_arguments(self):
@@ -294,7 +418,8 @@ class JumpReLUSAE(_Autoencoder):
     @torch.no_grad()
     def _start(self, x):
         super()._start(x)
-        a = self.module_.dense(x[:2048])                                             # thresholds under which the first rows have n_nonzero features
+        # thresholds under which the first rows have n_nonzero features
+        a = self.module_.dense(x[:2048])
         kept = a.flatten().topk(min(a.numel(), self.n_nonzero_ * len(a))).values
         self.module_.log_threshold.fill_(math.log(max(float(kept[-1]), 1e-3)))
 

@@ -4,7 +4,9 @@
 
 # %% ../../nbs/concepts/selectivity.ipynb #e4563f49
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 
@@ -14,12 +16,17 @@ __all__ = ['active', 'fractions', 'auroc', 'information', 'Selectivity', 'benjam
 
 # %% ../../nbs/concepts/selectivity.ipynb #194f4c78
 def active(Z, positive=False) -> sparse.csr_array:
-    "Where codes Z (N, M), dense or sparse, are active: CSR of ones. Non-zero, or with `positive` above zero. Booleans stay what they are."
+    """Where codes Z (N, M), dense or sparse, are active: CSR of ones. Non-zero, or with `positive` above zero. Booleans
+    stay what they are.
+    """
     Z = sparse.csr_array(Z)
     if Z.ndim != 2: raise ValueError(f"Z: {Z.ndim} dimensions came; expected codes (N, M)")
     if Z.dtype.kind == "f" and not np.isfinite(Z.data).all():
         raise ValueError("Z contains NaN or infinity; expected finite codes")
-    A = sparse.csr_array(((Z.data > 0 if positive else Z.data != 0).astype(np.float32), Z.indices.copy(), Z.indptr.copy()), shape=Z.shape)   # Z is left as it was
+    # Z is left as it was
+    A = sparse.csr_array(
+        ((Z.data > 0 if positive else Z.data != 0).astype(np.float32), Z.indices.copy(), Z.indptr.copy()), shape=Z.shape
+    )
     A.eliminate_zeros()
     return A
 
@@ -31,13 +38,19 @@ def _labels(labels, n):
     missing = np.array([v is None or v != v or v == "" for v in labels.tolist()])
     names, codes = np.unique(labels[~missing].astype(str), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2 to compare")
-    out = np.full(n, -1); out[~missing] = codes
+        raise ValueError(
+            f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2"
+            " to compare"
+        )
+    out = np.full(n, -1)
+    out[~missing] = codes
     return names, out
 
 
 def _from_fractions(P, n):
-    "Average and maximum selectivity (…, K, M) from fractions P (…, K, M) and sample counts n (…, K), of which 0 gives NaN."
+    """Average and maximum selectivity (…, K, M) from fractions P (…, K, M) and sample counts n (…, K), of which 0 gives
+    NaN.
+    """
     total = (P * n[..., None]).sum(-2, keepdims=True)
     N = n.sum(-1)[..., None, None]
     with np.errstate(invalid="ignore", divide="ignore"): average = P - (total - P * n[..., None]) / (N - n[..., None])
@@ -49,12 +62,16 @@ def fractions(A, codes, K):
     "P(active | label) (K, M) and the number of samples (K,) of each; rows with code −1 are left out."
     use = codes >= 0
     n = np.bincount(codes[use], minlength=K)
-    onehot = sparse.csr_array((np.ones(use.sum(), np.float32), (codes[use], np.flatnonzero(use))), shape=(K, len(codes)))
+    onehot = sparse.csr_array(
+        (np.ones(use.sum(), np.float32), (codes[use], np.flatnonzero(use))), shape=(K, len(codes))
+    )
     return (onehot @ A).toarray() / np.maximum(n, 1)[:, None], n
 
 # %% ../../nbs/concepts/selectivity.ipynb #74439ed6
 def auroc(Z, codes, K) -> np.ndarray:
-    "Area under the ROC curve (K, M) of every column of Z (N, M) for each label against the rest; rows with code −1 are left out."
+    """Area under the ROC curve (K, M) of every column of Z (N, M) for each label against the rest; rows with code −1
+    are left out.
+    """
     use = codes >= 0
     Z, codes = sparse.csc_array(sparse.csr_array(Z)[use]), codes[use]
     Z.eliminate_zeros()
@@ -62,22 +79,29 @@ def auroc(Z, codes, K) -> np.ndarray:
     column = np.repeat(np.arange(M), np.diff(Z.indptr))
     order = np.lexsort((Z.data, column))
     value, where = Z.data[order], column[order]
-    n_negative = np.bincount(column[Z.data < 0], minlength=M); zeros = N - np.diff(Z.indptr)
+    n_negative = np.bincount(column[Z.data < 0], minlength=M)
+    zeros = N - np.diff(Z.indptr)
     position = np.arange(len(value)) - Z.indptr[where] + 1.0 + np.where(value > 0, zeros[where], 0)
     tie = np.r_[0, np.cumsum((np.diff(value) != 0) | (np.diff(where) != 0))] if len(value) else np.zeros(0, int)
-    rank = (np.bincount(tie, position) / np.maximum(np.bincount(tie), 1))[tie] if len(value) else position   # ties share their mean rank
-    ranks = np.empty(len(value)); ranks[order] = rank
+    # ties share their mean rank
+    rank = (np.bincount(tie, position) / np.maximum(np.bincount(tie), 1))[tie] if len(value) else position
+    ranks = np.empty(len(value))
+    ranks[order] = rank
     onehot = sparse.csr_array((np.ones(N), (codes, np.arange(N))), shape=(K, N))
     n = np.bincount(codes, minlength=K)
     counts = onehot @ sparse.csc_array((np.ones(len(ranks)), Z.indices, Z.indptr), shape=Z.shape)
-    total = (onehot @ sparse.csc_array((ranks, Z.indices, Z.indptr), shape=Z.shape)).toarray() + (n[:, None] - counts.toarray()) * (n_negative + (zeros + 1) / 2)
-    with np.errstate(invalid="ignore", divide="ignore"): return (total - n[:, None] * (n[:, None] + 1) / 2) / (n * (N - n))[:, None]
+    total = (onehot @ sparse.csc_array((ranks, Z.indices, Z.indptr), shape=Z.shape)).toarray() + (
+        n[:, None] - counts.toarray()
+    ) * (n_negative + (zeros + 1) / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total - n[:, None] * (n[:, None] + 1) / 2) / (n * (N - n))[:, None]
 
 
 def information(P, n) -> np.ndarray:
     "Mutual information (M,) in bits between activity and label, from fractions P (K, M) and counts n (K,)."
     w = (n / n.sum())[:, None]
-    entropy = lambda p: -sum(np.where(q > 0, q * np.log2(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))
+    def entropy(p):
+        return -sum(np.where(q > 0, q * np.log2(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))
     return np.maximum(0, entropy((w * P).sum(0)) - (w * entropy(P)).sum(0))
 
 # %% ../../nbs/concepts/selectivity.ipynb #a1b61b34
@@ -85,8 +109,10 @@ def information(P, n) -> np.ndarray:
 class Selectivity:
     """Scores of M features for K labels; arrays are (K, M) unless said otherwise.
 
-    fraction : P(active | label). average, maximum : @eq-selectivity. low, high : 95 % interval of `average`, bootstrapped by group. p, q : against labels permuted within
-    batch, one-sided; q by Benjamini-Hochberg over all features and labels. auroc. labels (K,), n (K,) samples, frequency (M,) fraction of samples with the feature active,
+    fraction : P(active | label). average, maximum : @eq-selectivity. low, high : 95 % interval of `average`,
+        bootstrapped by group. p, q : against labels permuted within
+    batch, one-sided; q by Benjamini-Hochberg over all features and labels. auroc. labels (K,), n (K,) samples,
+    frequency (M,) fraction of samples with the feature active,
     information (M,) bits. n_groups (K,) groups a label. Arrays that were not asked for are None.
     """
     labels: np.ndarray
@@ -106,7 +132,10 @@ class Selectivity:
     def __repr__(self):
         K, M = self.average.shape
         sure = "" if self.q is None else f"; {self.n_significant()} at FDR 5 %"
-        return f"Selectivity({M} features, {K} labels; average selectivity above 0.5 / 0.2: {self.n_selective(.5)} / {self.n_selective(.2)} features{sure})"
+        return (
+            f"Selectivity({M} features, {K} labels; average selectivity above 0.5 / 0.2: {self.n_selective(.5)} /"
+            f" {self.n_selective(.2)} features{sure})"
+        )
 
     def n_selective(self, above=0.5) -> int:
         "Features whose best average selectivity exceeds `above`."
@@ -129,7 +158,8 @@ class Selectivity:
     def features(self):
         "DataFrame, a row a feature: its best label with all scores, `frequency` and `information`."
         import pandas as pd
-        k = np.nan_to_num(self.average, nan=-2).argmax(0); m = np.arange(len(k))
+        k = np.nan_to_num(self.average, nan=-2).argmax(0)
+        m = np.arange(len(k))
         columns = dict(label=self.labels[k], frequency=self.frequency, information=self.information)
         for name in ("fraction", "average", "low", "high", "maximum", "auroc", "p", "q"):
             if getattr(self, name) is not None: columns[name] = getattr(self, name)[k, m]
@@ -164,19 +194,24 @@ def benjamini_hochberg(p) -> np.ndarray:
     flat = np.asarray(p, float).ravel()
     order = np.argsort(flat)
     q = np.minimum.accumulate((flat[order] * len(flat) / np.arange(1, len(flat) + 1))[::-1])[::-1]
-    out = np.empty(len(flat)); out[order] = np.minimum(q, 1)
+    out = np.empty(len(flat))
+    out[order] = np.minimum(q, 1)
     return out.reshape(np.shape(p))
 
 
-def selectivity_scores(Z, labels, *, groups=None, batch=None, positive=False, n_bootstrap=200, n_permutations=200, random_state=0) -> Selectivity:
+def selectivity_scores(
+    Z, labels, *, groups=None, batch=None, positive=False, n_bootstrap=200, n_permutations=200, random_state=0
+) -> Selectivity:
     """Selectivity of every feature for every label, with intervals and a null.
 
     Parameters
     ----------
     Z : codes (N, M), dense or sparse; booleans are taken as activity.
     labels : (N,); rows with "" or NaN are left out.
-    groups : (N,) wells, compounds or patients that are drawn (bootstrap) and exchanged (null) whole; None = each row by itself.
-    batch : (N,) plates or days within which labels are permuted; None = one batch. A group that lies in several batches counts as one unit in each.
+    groups : (N,) wells, compounds or patients that are drawn (bootstrap) and exchanged (null) whole; None = each row by
+        itself.
+    batch : (N,) plates or days within which labels are permuted; None = one batch. A group that lies in several batches
+        counts as one unit in each.
     positive : count z > 0 only as active.
     n_bootstrap, n_permutations : 0 leaves intervals or null out.
 
@@ -186,53 +221,88 @@ def selectivity_scores(Z, labels, *, groups=None, batch=None, positive=False, n_
     N, M = A.shape
     names, codes = _labels(labels, N)
     K = len(names)
-    whole = lambda v, name, default: default if v is None else np.unique(_checked(v, name, N), return_inverse=True)[1]
+    def whole(v, name, default):
+        return default if v is None else np.unique(_checked(v, name, N), return_inverse=True)[1]
     groups, batch = whole(groups, "groups", np.arange(N)), whole(batch, "batch", np.zeros(N, int))
     use = np.flatnonzero(codes >= 0)
     A_used, c, g, b = A[use], codes[use], groups[use], batch[use]
     P, n = fractions(A_used, c, K)
     average, maximum = _from_fractions(P, n)
     Zs = sparse.csr_array(Z)[use]
-    if Zs.dtype == bool: Zs = Zs.astype(np.float32)
+    if Zs.dtype == bool:
+        Zs = Zs.astype(np.float32)
     n_groups = np.array([len(np.unique(g[c == k])) for k in range(K)])
-    out = Selectivity(names, n, n_groups, P, average, maximum, auroc(Zs, c, K), information(P, n), frequency=np.asarray(A_used.mean(0)).ravel())
+    out = Selectivity(
+        names,
+        n,
+        n_groups,
+        P,
+        average,
+        maximum,
+        auroc(Zs, c, K),
+        information(P, n),
+        frequency=np.asarray(A_used.mean(0)).ravel(),
+    )
     rng = np.random.default_rng(random_state)
-    units, unit = np.unique(np.stack([g, b, c], 1), axis=0, return_inverse=True)           # rows of one group, batch and label count as one
+    # rows of one group, batch and label count as one
+    units, unit = np.unique(np.stack([g, b, c], 1), axis=0, return_inverse=True)
     unit, (of_group, of_batch, of_label) = unit.ravel(), units.T
     size, rows = np.bincount(unit).astype(np.float32), np.arange(len(use))
-    counts = sparse.csc_array(sparse.csr_array((np.ones(len(rows), np.float32), (unit, rows)), shape=(len(units), len(rows))) @ A_used)   # (U, M)
+    # (U, M)
+    counts = sparse.csc_array(
+        sparse.csr_array((np.ones(len(rows), np.float32), (unit, rows)), shape=(len(units), len(rows))) @ A_used
+    )
     if n_bootstrap:
         own = np.unique(of_group, return_inverse=True)[1]
         G = own.max() + 1
-        drawn = np.stack([np.bincount(rng.integers(0, G, G), minlength=G) for _ in range(n_bootstrap)])[:, own]   # (B, U) how often each unit came
+        # (B, U) how often each unit came
+        drawn = np.stack([np.bincount(rng.integers(0, G, G), minlength=G) for _ in range(n_bootstrap)])[:, own]
         D = _draws(drawn, np.broadcast_to(of_label, drawn.shape), K)
-        total = (D @ size).reshape(-1, K)                                                  # (B, K)
+        total = (D @ size).reshape(-1, K)  # (B, K)
         out.low, out.high = np.full((K, M), np.nan), np.full((K, M), np.nan)
         for at, C in _chunks(counts, n_bootstrap, K):
-            with np.errstate(invalid="ignore", divide="ignore"): draws, _ = _from_fractions(_hits(D, C, K) / np.maximum(total, 1)[..., None], total)
-            draws[np.broadcast_to(total[..., None] == 0, draws.shape)] = np.nan            # a label that was not drawn says nothing
-            out.low[:, at], out.high[:, at] = np.nanquantile(draws, [.025, .975], axis=0)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                draws, _ = _from_fractions(_hits(D, C, K) / np.maximum(total, 1)[..., None], total)
+            # a label that was not drawn says nothing
+            draws[np.broadcast_to(total[..., None] == 0, draws.shape)] = np.nan
+            out.low[:, at], out.high[:, at] = np.nanquantile(draws, [0.025, 0.975], axis=0)
     if n_permutations:
-        alone = len(np.unique(units[:, :2], axis=0)) == len(units)                         # one label a group: exchange whole groups, else rows
-        where, what, width, counts = (of_batch, of_label, size, counts) if alone else (b, c, np.ones(len(c), np.float32), sparse.csc_array(A_used))
+        # one label a group: exchange whole groups, else rows
+        alone = len(np.unique(units[:, :2], axis=0)) == len(units)
+        where, what, width, counts = (
+            (of_batch, of_label, size, counts)
+            if alone
+            else (b, c, np.ones(len(c), np.float32), sparse.csc_array(A_used))
+        )
         order = np.argsort(where, kind="stable")
         shuffled = np.empty((1 + n_permutations, len(what)), int)
-        shuffled[:, order] = what[np.argsort(where + rng.random(shuffled.shape), axis=1)]  # sorted by batch, in random order inside each
-        shuffled[0] = what                                                                 # the first draw is what was seen: exchangeable with the others under the null
+        # sorted by batch, in random order inside each
+        shuffled[:, order] = what[np.argsort(where + rng.random(shuffled.shape), axis=1)]
+        # the first draw is what was seen: exchangeable with the others under the null
+        shuffled[0] = what
         D = _draws(np.ones(shuffled.shape), shuffled, K)
         total = (D @ width).reshape(-1, K)
-        z, bins = np.full((K, M), -np.inf), np.zeros((K, 4000))                            # the pooled null: a histogram of z from −10 to 30
-        bin_of = lambda v: np.clip((v + 10) * 100, 0, 3999).astype(int)
+        # the pooled null: a histogram of z from −10 to 30
+        z, bins = np.full((K, M), -np.inf), np.zeros((K, 4000))
+        def bin_of(v):
+            return np.clip((v + 10) * 100, 0, 3999).astype(int)
         for at, C in _chunks(counts, len(shuffled), K):
             hits = _hits(D, C, K)
-            null = _from_fractions(hits / np.maximum(total, 1)[..., None], total)[0]       # (B, K, columns)
+            null = _from_fractions(hits / np.maximum(total, 1)[..., None], total)[0]  # (B, K, columns)
             mean, spread = null.mean(0), null.std(0)
-            free = np.isfinite(spread) & (spread > 1e-6)                                   # where nothing can change, nothing is learnt
-            with np.errstate(invalid="ignore", divide="ignore"): null = (null - mean) / spread
+            # where nothing can change, nothing is learnt
+            free = np.isfinite(spread) & (spread > 1e-6)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                null = (null - mean) / spread
             z[:, at][free] = null[0][free]
-            for k in range(K): bins[k] += np.bincount(bin_of(null[1:, k, free[k]]).ravel(), minlength=4000)
+            for k in range(K):
+                bins[k] += np.bincount(bin_of(null[1:, k, free[k]]).ravel(), minlength=4000)
         tail = bins[:, ::-1].cumsum(1)[:, ::-1]
-        out.p = np.where(np.isfinite(z), (1 + np.take_along_axis(tail, bin_of(np.nan_to_num(z, neginf=-10)), 1)) / (1 + tail[:, :1]), 1.0)
+        out.p = np.where(
+            np.isfinite(z),
+            (1 + np.take_along_axis(tail, bin_of(np.nan_to_num(z, neginf=-10)), 1)) / (1 + tail[:, :1]),
+            1.0,
+        )
         out.q = benjamini_hochberg(out.p)
     return out
 
@@ -244,9 +314,11 @@ def _checked(values, name, n):
 
 # %% ../../nbs/concepts/selectivity.ipynb #3d230493
 def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, random_state=0):
-    """For every label the feature with the highest average selectivity on training groups, and its selectivity on held-out groups.
+    """For every label the feature with the highest average selectivity on training groups, and its selectivity on
+    held-out groups.
 
-    Returns DataFrame (label, fold, feature, train, held_out, maximum). A label needs groups on both sides: with fewer than `n_splits` groups
+    Returns DataFrame (label, fold, feature, train, held_out, maximum). A label needs groups on both sides: with fewer
+    than `n_splits` groups
     it is held out in as many folds as it has groups. Raises ValueError for a label in one group only.
     """
     A = active(Z, positive)
@@ -255,11 +327,17 @@ def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, rando
     K, rng = len(names), np.random.default_rng(random_state)
     fold = np.full(groups.max() + 1, -1)
     turn = 0
-    for k in rng.permutation(K):                                                           # each label's groups are dealt out to the folds in turn
+    # each label's groups are dealt out to the folds in turn
+    for k in rng.permutation(K):
         own = np.setdiff1d(np.unique(groups[codes == k]), np.flatnonzero(fold >= 0))
         if len(np.unique(groups[codes == k])) < 2:
-            raise ValueError(f"groups: label {names[k]!r} is in one group only; expected at least two, one to pick on and one to report on")
-        for g in rng.permutation(own): fold[g] = turn % n_splits; turn += 1
+            raise ValueError(
+                f"groups: label {names[k]!r} is in one group only; expected at least two, one to pick on and one to"
+                " report on"
+            )
+        for g in rng.permutation(own):
+            fold[g] = turn % n_splits
+            turn += 1
     import pandas as pd
     rows = []
     for f in range(n_splits):
@@ -269,14 +347,18 @@ def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, rando
         for k in range(K):
             if n[k] == 0 or m[k] == 0 or m.sum() == m[k]: continue
             j = int(train[k].argmax())
-            rows.append(dict(label=names[k], fold=f, feature=j, train=train[k, j], held_out=test[k, j], maximum=test_max[k, j]))
+            rows.append(
+                dict(label=names[k], fold=f, feature=j, train=train[k, j], held_out=test[k, j], maximum=test_max[k, j])
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/concepts/selectivity.ipynb #51dcca70
 def quantile_active(X, alpha=0.05, reference=None) -> sparse.csr_array:
-    """X (N, d) → CSR (N, 2d) of ones: column 2j where X_j is below its alpha quantile, 2j+1 where above the 1−alpha quantile.
+    """X (N, d) → CSR (N, 2d) of ones: column 2j where X_j is below its alpha quantile, 2j+1 where above the 1−alpha
+    quantile.
 
-    reference : (n, d) rows that the quantiles are taken from (the training rows); None = X itself. A constant column is never active.
+    reference : (n, d) rows that the quantiles are taken from (the training rows); None = X itself. A constant column is
+        never active.
     """
     X = np.asarray(X, float)
     if not 0 < alpha < 0.5: raise ValueError(f"alpha: {alpha} came; expected more than 0 and less than 0.5")
@@ -288,28 +370,56 @@ def quantile_active(X, alpha=0.05, reference=None) -> sparse.csr_array:
 def name_atoms(components, feature_names, whitening=None, top=3) -> list[str]:
     """A name for each atom: its `top` raw columns, the largest first, with the sign of the change.
 
-    components : (M, k) atoms. whitening : a fitted ControlWhitening to map them back by; None = atoms are in the input space already.
+    components : (M, k) atoms. whitening : a fitted ControlWhitening to map them back by; None = atoms are in the input
+        space already.
     """
     C = np.asarray(components)
     if whitening is not None:
         C = whitening.atoms_to_input(C)
         D = np.asarray(whitening.dewhitening_)
-        C = C / np.maximum(np.linalg.norm(D, axis=1), 1e-300)                              # ‖row of D‖ = standard deviation of the column over the controls
+        # ‖row of D‖ = standard deviation of the column over the controls
+        C = C / np.maximum(np.linalg.norm(D, axis=1), 1e-300)
     if C.shape[1] != len(feature_names):
         raise ValueError(f"feature_names: {len(feature_names)} came for atoms of {C.shape[1]} columns")
-    return [", ".join(f"{'+' if c[j] > 0 else '−'}{feature_names[j]}" for j in np.argsort(-np.abs(c), kind="stable")[:top] if c[j] != 0) for c in C]
+    return [
+        ", ".join(
+            f"{'+' if c[j] > 0 else '−'}{feature_names[j]}"
+            for j in np.argsort(-np.abs(c), kind="stable")[:top]
+            if c[j] != 0
+        )
+        for c in C
+    ]
 
 
-def atoms_table(components, scores: Selectivity | None = None, *, batch_scores: Selectivity | None = None, whitening=None, feature_names=None, top=3):
-    """An AnnData of atoms: .X the directions (M, k), .obs the scores of the best label and the name, .obsm["selectivity"] the averages for all labels,
-    .obsm["input_direction"] the atoms in the input space, `batch_selectivity` the best average selectivity for a batch (a negative mark)."""
+def atoms_table(
+    components,
+    scores: Selectivity | None = None,
+    *,
+    batch_scores: Selectivity | None = None,
+    whitening=None,
+    feature_names=None,
+    top=3,
+):
+    """An AnnData of atoms: .X the directions (M, k), .obs the scores of the best label and the name,
+    .obsm["selectivity"] the averages for all labels,
+    .obsm["input_direction"] the atoms in the input space, `batch_selectivity` the best average selectivity for a batch
+    (a negative mark)."""
     import anndata
     import pandas as pd
+
     C = np.asarray(components)
-    obs = pd.DataFrame(index=[f"feature {m}" for m in range(len(C))]) if scores is None else scores.features().set_index(pd.Index([f"feature {m}" for m in range(len(C))]))
-    if batch_scores is not None: obs["batch_selectivity"] = np.nan_to_num(batch_scores.average, nan=-1).max(0)
-    if feature_names is not None: obs["name"] = name_atoms(C, list(feature_names), whitening, top)
+    obs = (
+        pd.DataFrame(index=[f"feature {m}" for m in range(len(C))])
+        if scores is None
+        else scores.features().set_index(pd.Index([f"feature {m}" for m in range(len(C))]))
+    )
+    if batch_scores is not None:
+        obs["batch_selectivity"] = np.nan_to_num(batch_scores.average, nan=-1).max(0)
+    if feature_names is not None:
+        obs["name"] = name_atoms(C, list(feature_names), whitening, top)
     out = anndata.AnnData(C, obs=obs)
-    if scores is not None: out.obsm["selectivity"] = pd.DataFrame(scores.average.T, index=obs.index, columns=scores.labels)
-    if whitening is not None: out.obsm["input_direction"] = whitening.atoms_to_input(C)
+    if scores is not None:
+        out.obsm["selectivity"] = pd.DataFrame(scores.average.T, index=obs.index, columns=scores.labels)
+    if whitening is not None:
+        out.obsm["input_direction"] = whitening.atoms_to_input(C)
     return out

@@ -4,10 +4,12 @@
 
 # %% ../../nbs/concepts/stream.ipynb #03de6aa6
 from __future__ import annotations
+
 import mmap
 import queue
 import threading
 from pathlib import Path
+
 import numpy as np
 from scipy import sparse
 
@@ -26,7 +28,8 @@ class RowSource:
     """
 
     def __init__(self, read, shape, dtype, *, name, columns=None, array=None, grain=1, after=None):
-        if len(shape) != 2: raise ValueError(f"{name} must have two dimensions, rows and features; got the shape {tuple(shape)}")
+        if len(shape) != 2:
+            raise ValueError(f"{name} must have two dimensions, rows and features; got the shape {tuple(shape)}")
         self._read, self._after, self.name, self.array = read, after, name, array
         self.shape, self.grain = (int(shape[0]), int(shape[1])), max(1, int(grain))
         self.columns = None if columns is None else [str(c) for c in columns]
@@ -43,12 +46,16 @@ class RowSource:
         block = block.toarray() if sparse.issparse(block) else np.asarray(block)
         out = np.ascontiguousarray(block, dtype=self.dtype)
         if self._after is not None:
-            if out is block or out.base is not None: out = out.copy()            # the pages behind a view are about to be given back
+            # the pages behind a view are about to be given back
+            if out is block or out.base is not None: out = out.copy()
             self._after()
         with np.errstate(over="ignore", invalid="ignore"): whole = np.isfinite(out.sum(dtype=np.float64))
         if not whole and not (finite := np.isfinite(out)).all():
             row, column = (int(k[0]) for k in np.nonzero(~finite))
-            raise ValueError(f"{self.name} holds NaN or infinity (first in row {lo + row}, column {self._column(column)}): drop or impute such rows first")
+            raise ValueError(
+                f"{self.name} holds NaN or infinity (first in row {lo + row}, column {self._column(column)}): drop or"
+                " impute such rows first"
+            )
         return out
 
     def _column(self, j): return j if self.columns is None else repr(self.columns[j])
@@ -65,11 +72,13 @@ def open_rows(source, key: str | None = None) -> RowSource:
     ----------
     source : numpy array or memory map (n, d); scipy CSR; torch tensor; DataFrame of numbers; zarr array; AnnData;
         a path to .npy, .npz (scipy sparse), .zarr, .parquet or .h5ad; or a RowSource.
-    key : for AnnData (in memory, .h5ad or .zarr) the name in obsm or layers, None for X; for a zarr group the array's name.
+    key : for AnnData (in memory, .h5ad or .zarr) the name in obsm or layers, None for X; for a zarr group the array's
+        name.
 
     Raises
     ------
-    FileNotFoundError, KeyError (no such key; lists those there are), TypeError (not a source), ValueError (text columns, not two-dimensional).
+    FileNotFoundError, KeyError (no such key; lists those there are), TypeError (not a source), ValueError (text
+    columns, not two-dimensional).
     """
     if isinstance(source, RowSource): return source
     if isinstance(source, (str, Path)): return _open_path(Path(source), key)
@@ -82,31 +91,45 @@ def open_rows(source, key: str | None = None) -> RowSource:
     if kind.startswith("torch."):
         if not hasattr(source, "detach"): raise TypeError(f"source must be a table of numbers; got a {kind}")
         tensor = source.detach().cpu()
-        return _open_array((tensor.float() if tensor.dtype.is_floating_point and tensor.element_size() < 4 else tensor).numpy(), "the tensor")
+        return _open_array(
+            (tensor.float() if tensor.dtype.is_floating_point and tensor.element_size() < 4 else tensor).numpy(),
+            "the tensor",
+        )
     if sparse.issparse(source):
         csr = source.tocsr()
         return RowSource(lambda lo, hi: csr[lo:hi], csr.shape, csr.dtype, name="the sparse array")
     if isinstance(source, np.ndarray): return _open_array(source, "the array")
     if isinstance(source, (list, tuple)): return _open_array(np.asarray(source), "the list")
-    raise TypeError("source must be an array, memory map, CSR, tensor, DataFrame, zarr array, AnnData or a path to .npy, .npz, .zarr, .parquet or .h5ad; "
-                    f"got a {kind}")
+    raise TypeError(
+        "source must be an array, memory map, CSR, tensor, DataFrame, zarr array, AnnData or a path to .npy, .npz,"
+        f" .zarr, .parquet or .h5ad; got a {kind}"
+    )
 
 
 def _open_array(array, name, columns=None):
     if not isinstance(array, np.memmap) or getattr(array, "_mmap", None) is None:
         array = np.asarray(array)
-        if array.ndim != 2: raise ValueError(f"{name} must have two dimensions, rows and features; got the shape {array.shape}")
+        if array.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions, rows and features; got the shape {array.shape}")
         return RowSource(lambda lo, hi: array[lo:hi], array.shape, array.dtype, name=name, columns=columns, array=array)
     release = None
-    if hasattr(mmap, "MADV_DONTNEED") and array.mode in ("r", "r+"):              # a private map ("c") would lose its changes
+    # a private map ("c") would lose its changes
+    if hasattr(mmap, "MADV_DONTNEED") and array.mode in ("r", "r+"):
         release = lambda: array._mmap.madvise(mmap.MADV_DONTNEED)                  # noqa: E731
     return RowSource(lambda lo, hi: array[lo:hi], array.shape, array.dtype, name="the memory map", after=release)
 
 
 def _open_frame(frame):
     text = [c for c in frame.columns if frame[c].dtype.kind not in "fiub"]
-    if text: raise ValueError(f"the DataFrame has columns that are not numbers: {text[:5]}; drop them, or make them the index")
-    return _open_array(frame.to_numpy(dtype=np.result_type(*frame.dtypes) if len(frame.columns) else np.float32), "the DataFrame", list(frame.columns))
+    if text:
+        raise ValueError(
+            f"the DataFrame has columns that are not numbers: {text[:5]}; drop them, or make them the index"
+        )
+    return _open_array(
+        frame.to_numpy(dtype=np.result_type(*frame.dtypes) if len(frame.columns) else np.float32),
+        "the DataFrame",
+        list(frame.columns),
+    )
 
 
 def _open_path(path, key):
@@ -129,17 +152,23 @@ def _open_path(path, key):
 
 
 def _open_zarr(array):
-    return RowSource(lambda lo, hi: array[lo:hi], array.shape, array.dtype, name="the zarr array", grain=array.chunks[0])
+    return RowSource(
+        lambda lo, hi: array[lo:hi], array.shape, array.dtype, name="the zarr array", grain=array.chunks[0]
+    )
 
 
 def _open_anndata(data, key):
     found = {**dict(data.obsm), **dict(data.layers)}
-    if key is not None and key not in found: raise KeyError(f"the AnnData has no {key!r} in obsm or layers; there are {sorted(found) or 'none'}, and X for key=None")
+    if key is not None and key not in found:
+        raise KeyError(
+            f"the AnnData has no {key!r} in obsm or layers; there are {sorted(found) or 'none'}, and X for key=None"
+        )
     value = data.X if key is None else found[key]
     if value is None: raise KeyError(f"the AnnData has no X; name one of {sorted(found)} as key")
     names = list(data.var_names) if key is None or key in data.layers else getattr(value, "columns", None)
     if hasattr(value, "to_numpy"): value = value.to_numpy()
-    if not (sparse.issparse(value) or isinstance(value, np.ndarray)):              # backed: rows are read from the file as they are asked for
+    # backed: rows are read from the file as they are asked for
+    if not (sparse.issparse(value) or isinstance(value, np.ndarray)):
         return RowSource(lambda lo, hi: value[lo:hi], value.shape, value.dtype, name="the AnnData", columns=names)
     source = open_rows(value)
     source.name, source.columns = "the AnnData", None if names is None else [str(c) for c in names]
@@ -152,20 +181,35 @@ def _open_group(group, key, name):
     places = ["X"] if is_anndata and key is None else [f"obsm/{key}", f"layers/{key}"] if is_anndata else [str(key)]
     place = next((p for p in places if p in group), None) if key is not None or is_anndata else None
     if place is None:
-        there = [k for folder in ("obsm", "layers") if folder in group for k in group[folder]] if is_anndata else list(group)
-        raise KeyError(f"{name} has no {'X' if key is None and is_anndata else repr(key)}; there are {sorted(there) or 'none'}" + (", and X for key=None" if is_anndata and "X" in group else ""))
+        there = (
+            [k for folder in ("obsm", "layers") if folder in group for k in group[folder]]
+            if is_anndata
+            else list(group)
+        )
+        raise KeyError(
+            f"{name} has no {'X' if key is None and is_anndata else repr(key)}; there are {sorted(there) or 'none'}"
+            + (", and X for key=None" if is_anndata and "X" in group else "")
+        )
     node, columns = group[place], None
     if is_anndata and place.split("/")[0] in ("X", "layers"):
         index = group["var"][group["var"].attrs["_index"]][:]
         columns = [c.decode() if isinstance(c, bytes) else str(c) for c in index]
     if dict(node.attrs).get("encoding-type", "") in ("csr_matrix", "csc_matrix"):
         from anndata.io import sparse_dataset
-        if node.attrs["encoding-type"] == "csc_matrix": raise ValueError(f"{place} of {name} is stored by columns (CSC): rows cannot be streamed; save it as CSR")
+        if node.attrs["encoding-type"] == "csc_matrix":
+            raise ValueError(f"{place} of {name} is stored by columns (CSC): rows cannot be streamed; save it as CSR")
         rows = sparse_dataset(node)
         return RowSource(lambda lo, hi: rows[lo:hi], rows.shape, rows.dtype, name=f"{place} of {name}", columns=columns)
     if not hasattr(node, "shape"): raise ValueError(f"{place} of {name} is not an array of numbers")
     chunks = getattr(node, "chunks", None)
-    return RowSource(lambda lo, hi: node[lo:hi], node.shape, node.dtype, name=f"{place} of {name}", columns=columns, grain=chunks[0] if chunks else 1)
+    return RowSource(
+        lambda lo, hi: node[lo:hi],
+        node.shape,
+        node.dtype,
+        name=f"{place} of {name}",
+        columns=columns,
+        grain=chunks[0] if chunks else 1,
+    )
 
 
 def _open_parquet(path):
@@ -173,20 +217,33 @@ def _open_parquet(path):
     import pyarrow.parquet as pq
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
-    keep = [f.name for f in schema if not f.name.startswith("__index_level_")]      # a saved pandas index is not a feature
-    text = [n for n in keep if not (pa.types.is_floating(schema.field(n).type) or pa.types.is_integer(schema.field(n).type) or pa.types.is_boolean(schema.field(n).type))]
-    if text: raise ValueError(f"{path.name} has columns that are not numbers: {text[:5]}; write them apart, or drop them")
+    # a saved pandas index is not a feature
+    keep = [f.name for f in schema if not f.name.startswith("__index_level_")]
+    text = [
+        n
+        for n in keep
+        if not (
+            pa.types.is_floating(schema.field(n).type)
+            or pa.types.is_integer(schema.field(n).type)
+            or pa.types.is_boolean(schema.field(n).type)
+        )
+    ]
+    if text:
+        raise ValueError(f"{path.name} has columns that are not numbers: {text[:5]}; write them apart, or drop them")
     dtype = np.float64 if any(pa.types.is_float64(schema.field(n).type) for n in keep) else np.float32
     counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    last = {}                                                                        # the row group read last: neighbours are read one after the other
+    # the row group read last: neighbours are read one after the other
+    last = {}
 
     def group(g):
         if g not in last:
             table = file.read_row_group(g, columns=keep, use_threads=False)
             block = np.empty((table.num_rows, len(keep)), dtype=dtype)
-            for j, n in enumerate(keep): block[:, j] = table.column(n).to_numpy().astype(dtype, copy=False)   # a null becomes NaN, which is refused
-            last.clear(); last[g] = block
+            # a null becomes NaN, which is refused
+            for j, n in enumerate(keep): block[:, j] = table.column(n).to_numpy().astype(dtype, copy=False)
+            last.clear()
+            last[g] = block
         return last[g]
 
     def read(lo, hi):
@@ -197,29 +254,57 @@ def _open_parquet(path):
 
 # %% ../../nbs/concepts/stream.ipynb #693fffbe
 class _Order:
-    "Epochs of shuffled rows out of runs of neighbours, cut into groups that fit the buffer: a pure function of seed and epoch."
+    """Epochs of shuffled rows out of runs of neighbours, cut into groups that fit the buffer: a pure function of seed
+    and epoch.
+    """
 
     def __init__(self, n, run, buffer_rows, seed, rank=0, world=1):
-        self.n, self.run, self.per_group, self.seed, self.rank, self.world = n, run, max(1, buffer_rows // run), seed, rank, world
+        self.n, self.run, self.per_group, self.seed, self.rank, self.world = (
+            n,
+            run,
+            max(1, buffer_rows // run),
+            seed,
+            rank,
+            world,
+        )
         self.n_runs = -(-n // run)
         if self.n_runs < world: raise ValueError(f"{n} rows in runs of {run} cannot be shared by {world} processes")
-        self.rows = self.n_runs // world * run - (run - self._length(self.n_runs - 1))   # what every process has in every epoch
+        # what every process has in every epoch
+        self.rows = self.n_runs // world * run - (run - self._length(self.n_runs - 1))
 
     def _length(self, r): return min(self.run, self.n - int(r) * self.run)
 
     def groups(self, epoch, skip=0):
-        "Pairs (runs, permutation) from the group that holds row `skip` of the epoch on; the first comes with the rows to drop from it."
+        """Pairs (runs, permutation) from the group that holds row `skip` of the epoch on; the first comes with the rows
+        to drop from it.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(self.n_runs)[self.rank::self.world]
         at = 0
         for g in range(0, len(order), self.per_group):
             runs = order[g:g + self.per_group]
             size = sum(self._length(r) for r in runs)
-            if at + size > skip: yield runs, np.random.default_rng([self.seed, epoch, self.rank, g]).permutation(size)[max(0, skip - at):]
+            if at + size > skip:
+                yield (
+                    runs,
+                    np.random.default_rng([self.seed, epoch, self.rank, g]).permutation(size)[max(0, skip - at) :],
+                )
             at += size
 
 
-def shuffled_batches(source, batch_size: int, seed: int = 0, *, start: int = 0, key=None, device="cpu", rank: int = 0, world: int = 1, buffer_bytes: int = 128 << 20,
-                     resident_bytes: int | None = None, dtype="float32"):
+def shuffled_batches(
+    source,
+    batch_size: int,
+    seed: int = 0,
+    *,
+    start: int = 0,
+    key=None,
+    device="cpu",
+    rank: int = 0,
+    world: int = 1,
+    buffer_bytes: int = 128 << 20,
+    resident_bytes: int | None = None,
+    dtype="float32",
+):
     """An endless iterator of tensors (batch_size // world, d) on `device`, every epoch in another order.
 
     Parameters
@@ -228,7 +313,8 @@ def shuffled_batches(source, batch_size: int, seed: int = 0, *, start: int = 0, 
     start : the step to begin with; step t gives the same rows however it is reached.
     rank, world : this process and how many there are; each gets a share of its own.
     buffer_bytes : size of one of the two buffers of a source that is read from disk.
-    resident_bytes : a source up to this size is held whole on `device`; None = 60 % of a GPU's free memory, 256 MB of a file on CPU,
+    resident_bytes : a source up to this size is held whole on `device`; None = 60 % of a GPU's free memory, 256 MB of a
+        file on CPU,
         any array that is in memory anyway.
 
     Raises
@@ -236,17 +322,22 @@ def shuffled_batches(source, batch_size: int, seed: int = 0, *, start: int = 0, 
     ValueError, in the iterator, where a row is not finite; or here, where there are fewer rows than processes.
     """
     import torch
+
     rows = open_rows(source, key)
     n, d = rows.shape
     batch_size = min(batch_size, n)
     share = max(1, batch_size // world)
     device, dtype = torch.device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
     size = n * d * dtype.itemsize
-    if resident_bytes is None: resident_bytes = int(.6 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 256 << 20
-    if n < world: raise ValueError(f"{n} rows cannot be shared by {world} processes")
-    if size <= resident_bytes or (device.type == "cpu" and rows.array is not None): return _resident(rows, share, batch_size, seed, start, device, rank, dtype)
-    run = max(1, min(-(-(1 << 20) // (d * 4)), n // (64 * world)))                  # runs of about a megabyte
-    if rows.grain > 1: run = min(-(-run // rows.grain) * rows.grain, -(-n // world))
+    if resident_bytes is None:
+        resident_bytes = int(0.6 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 256 << 20
+    if n < world:
+        raise ValueError(f"{n} rows cannot be shared by {world} processes")
+    if size <= resident_bytes or (device.type == "cpu" and rows.array is not None):
+        return _resident(rows, share, batch_size, seed, start, device, rank, dtype)
+    run = max(1, min(-(-(1 << 20) // (d * 4)), n // (64 * world)))  # runs of about a megabyte
+    if rows.grain > 1:
+        run = min(-(-run // rows.grain) * rows.grain, -(-n // world))
     buffer_rows = max(run, share, buffer_bytes // (d * rows.dtype.itemsize))
     order = _Order(n, run, buffer_rows, seed, rank, world)
     return _streamed(rows, order, min(share, order.rows), start, device, dtype)
@@ -255,12 +346,20 @@ def shuffled_batches(source, batch_size: int, seed: int = 0, *, start: int = 0, 
 def _resident(rows, share, batch_size, seed, start, device, rank, dtype):
     import torch
     n, d = rows.shape
-    if rows.array is not None and rows.array.dtype == np.float32 and rows.array.flags.writeable and device.type == "cpu" and dtype is torch.float32:
-        for lo in range(0, n, 1 << 16): rows.read(lo, lo + (1 << 16))               # refuses NaN, copies nothing
+    if (
+        rows.array is not None
+        and rows.array.dtype == np.float32
+        and rows.array.flags.writeable
+        and device.type == "cpu"
+        and dtype is torch.float32
+    ):
+        for lo in range(0, n, 1 << 16):
+            rows.read(lo, lo + (1 << 16))  # refuses NaN, copies nothing
         data = torch.from_numpy(rows.array)
     else:
         data = torch.empty(n, d, dtype=dtype, device=device)
-        for lo, block in rows.blocks(max(1, (32 << 20) // (4 * d))): data[lo:lo + len(block)] = torch.from_numpy(block).to(device, dtype)
+        for lo, block in rows.blocks(max(1, (32 << 20) // (4 * d))):
+            data[lo : lo + len(block)] = torch.from_numpy(block).to(device, dtype)
     steps = max(1, n // batch_size)
     order, now = None, None
     t = start
@@ -287,36 +386,52 @@ def _streamed(rows, order, share, start, device, dtype):
             epoch, skip = start // steps, (start % steps) * share
             while not stop.is_set():
                 for runs, permutation in order.groups(epoch, skip):
-                    while ready.full() and not stop.wait(.01): pass                  # two buffers in all: the next is begun when this one has been taken
+                    # two buffers in all: the next is begun when this one has been taken
+                    while ready.full() and not stop.wait(.01): pass
                     size = sum(order._length(r) for r in runs)
                     buffer, at = np.empty((size, rows.shape[1]), rows.dtype), 0
                     for r in runs:
                         if stop.is_set(): return
                         lo = int(r) * order.run
-                        block = rows.read(lo, lo + order._length(r)); buffer[at:at + len(block)] = block; at += len(block)
+                        block = rows.read(lo, lo + order._length(r))
+                        buffer[at : at + len(block)] = block
+                        at += len(block)
                     put((epoch, torch.from_numpy(buffer), torch.from_numpy(permutation)))
                     del buffer
                     if stop.is_set(): return
                 epoch, skip = epoch + 1, 0
         except Exception as error: put(error)
 
-    thread = threading.Thread(target=fill, daemon=True); thread.start()
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
     try:
         epoch, handed, carry, have = start // steps, start % steps, [], 0
         while True:
             item = ready.get()
-            if isinstance(item, Exception): raise item
+            if isinstance(item, Exception):
+                raise item
             at, buffer, permutation = item
             del item
-            if at < epoch: continue                                                  # the epoch's odd rows, fewer than a batch
-            if at > epoch: epoch, handed, carry, have = at, 0, [], 0
+            # the epoch's odd rows, fewer than a batch
+            if at < epoch:
+                continue
+            if at > epoch:
+                epoch, handed, carry, have = at, 0, [], 0
             for lo in range(-have, len(permutation), share):
-                part = buffer[permutation[max(lo, 0):lo + share]]
-                if lo < 0 and carry: part = torch.cat([*carry, part]); carry = []
-                if len(part) < share: carry, have = [part], len(part); break
+                part = buffer[permutation[max(lo, 0) : lo + share]]
+                if lo < 0 and carry:
+                    part = torch.cat([*carry, part])
+                    carry = []
+                if len(part) < share:
+                    carry, have = [part], len(part)
+                    break
                 carry, have = [], 0
                 yield part.to(device, dtype, non_blocking=True)
                 handed += 1
-                if handed == steps: epoch, handed = epoch + 1, 0; break
+                if handed == steps:
+                    epoch, handed = epoch + 1, 0
+                    break
             del buffer
-    finally: stop.set(); thread.join()
+    finally:
+        stop.set()
+        thread.join()

@@ -4,7 +4,9 @@
 
 # %% ../../nbs/concepts/synthetic.ipynb #fc44070d
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 
@@ -14,75 +16,118 @@ __all__ = ['Planted', 'planted_dictionary', 'best_cosines', 'mmcs', 'atoms_found
 # %% ../../nbs/concepts/synthetic.ipynb #bf2ca81d
 @dataclass
 class Planted:
-    """Rows with their truth: `rows` (n + n_controls, d) float32, `atoms` (n_atoms, d) unit rows, `codes` CSR (n + n_controls, n_atoms), `controls` mask, `nuisance` (rank, d) basis."""
+    """Rows with their truth: `rows` (n + n_controls, d) float32, `atoms` (n_atoms, d) unit rows, `codes` CSR (n +
+    n_controls, n_atoms), `controls` mask, `nuisance` (rank, d) basis.
+    """
     rows: np.ndarray
     atoms: np.ndarray
     codes: sparse.csr_array
     controls: np.ndarray
     nuisance: np.ndarray
 
-    def __iter__(self): return iter((self.rows, self.atoms, self.codes, self.controls))  # rows, atoms, codes, controls = planted_dictionary()
+    # rows, atoms, codes, controls = planted_dictionary()
+    def __iter__(self): return iter((self.rows, self.atoms, self.codes, self.controls))
 
 
 def _unit(rows): return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _supports(n, n_atoms, k, frequencies, rng):
-    "Columns (n, k), distinct in each row: one draw after the other by frequency, among the atoms the row does not have yet."
+    """Columns (n, k), distinct in each row: one draw after the other by frequency, among the atoms the row does not
+    have yet.
+    """
     weights = 1 / np.arange(1, n_atoms + 1) ** {"equal": 0, "zipf": 1}[frequencies]
     edges = np.cumsum(weights / weights.sum())
     edges[-1] = 1.0
     columns = np.empty((n, k), np.int64)
     for j in range(k):
         todo = np.arange(n)
-        while len(todo):                                      # whoever drew an atom it has draws again: the same law as drawing from the rest
+        # whoever drew an atom it has draws again: the same law as drawing from the rest
+        while len(todo):
             columns[todo, j] = np.searchsorted(edges, rng.random(len(todo)), side="right")
             todo = todo[(columns[todo, :j] == columns[todo, j:j + 1]).any(1)]
     return columns
 
 
-def planted_dictionary(n=200_000, d=256, n_atoms=1024, k=8, noise=0.05, *, codes="uniform", frequencies="equal", correlation=0.0, group=8,
-                       nuisance_rank=0, nuisance_std=(6.0, 1.0), n_controls=None, seed=0) -> Planted:
+def planted_dictionary(
+    n=200_000,
+    d=256,
+    n_atoms=1024,
+    k=8,
+    noise=0.05,
+    *,
+    codes="uniform",
+    frequencies="equal",
+    correlation=0.0,
+    group=8,
+    nuisance_rank=0,
+    nuisance_std=(6.0, 1.0),
+    n_controls=None,
+    seed=0,
+) -> Planted:
     """Rows that are sparse sums of known atoms (@eq-planted).
 
     Parameters
     ----------
-    n : rows that carry atoms; `n_controls` rows without any follow after them (None: n // 10 where there is a nuisance, else 0).
+    n : rows that carry atoms; `n_controls` rows without any follow after them (None: n // 10 where there is a nuisance,
+        else 0).
     d, n_atoms, k : dimensions, atoms, atoms a row.
     noise : standard deviation of the noise in every dimension.
-    codes : "uniform" on [0.5, 1.5], or "heavy": log-normal with sigma 1 and the same mean square (half of the weights are below 0.4, some beyond 5).
+    codes : "uniform" on [0.5, 1.5], or "heavy": log-normal with sigma 1 and the same mean square (half of the weights
+        are below 0.4, some beyond 5).
     frequencies : "equal", or "zipf": the atom of rank r is drawn in proportion to 1/r.
     correlation : expected cosine between the atoms of one group of `group`; atoms of different groups are independent.
-    nuisance_rank, nuisance_std : size of the nuisance subspace; its standard deviations fall evenly from the first to the second number.
+    nuisance_rank, nuisance_std : size of the nuisance subspace; its standard deviations fall evenly from the first to
+        the second number.
     seed : the same seed gives the same atoms for every n; and the first rows' atoms do not depend on noise.
 
     Raises
     ------
-    ValueError : for sizes that do not fit (k > n_atoms, nuisance_rank > d), a correlation outside [0, 1), an unknown word, or a noise below 0.
+    ValueError : for sizes that do not fit (k > n_atoms, nuisance_rank > d), a correlation outside [0, 1), an unknown
+        word, or a noise below 0.
     """
-    for name, value, least in [("n", n, 1), ("d", d, 2), ("n_atoms", n_atoms, 1), ("k", k, 1), ("group", group, 1), ("nuisance_rank", nuisance_rank, 0)]:
-        if int(value) != value or value < least: raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-    if k > n_atoms: raise ValueError(f"k={k} atoms a row, but n_atoms={n_atoms}")
-    if nuisance_rank > d: raise ValueError(f"nuisance_rank={nuisance_rank} does not fit into d={d} dimensions")
-    if codes not in ("uniform", "heavy"): raise ValueError(f"codes={codes!r}: expected 'uniform' or 'heavy'")
-    if frequencies not in ("equal", "zipf"): raise ValueError(f"frequencies={frequencies!r}: expected 'equal' or 'zipf'")
-    if not 0 <= correlation < 1: raise ValueError(f"correlation={correlation!r}: expected a cosine in [0, 1)")
-    if noise < 0: raise ValueError(f"noise={noise!r}: expected a standard deviation, 0 or more")
-    if n_controls is None: n_controls = n // 10 if nuisance_rank else 0
+    for name, value, least in [
+        ("n", n, 1),
+        ("d", d, 2),
+        ("n_atoms", n_atoms, 1),
+        ("k", k, 1),
+        ("group", group, 1),
+        ("nuisance_rank", nuisance_rank, 0),
+    ]:
+        if int(value) != value or value < least:
+            raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+    if k > n_atoms:
+        raise ValueError(f"k={k} atoms a row, but n_atoms={n_atoms}")
+    if nuisance_rank > d:
+        raise ValueError(f"nuisance_rank={nuisance_rank} does not fit into d={d} dimensions")
+    if codes not in ("uniform", "heavy"):
+        raise ValueError(f"codes={codes!r}: expected 'uniform' or 'heavy'")
+    if frequencies not in ("equal", "zipf"):
+        raise ValueError(f"frequencies={frequencies!r}: expected 'equal' or 'zipf'")
+    if not 0 <= correlation < 1:
+        raise ValueError(f"correlation={correlation!r}: expected a cosine in [0, 1)")
+    if noise < 0:
+        raise ValueError(f"noise={noise!r}: expected a standard deviation, 0 or more")
+    if n_controls is None:
+        n_controls = n // 10 if nuisance_rank else 0
     rng_atoms, rng_codes, rng_noise = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     shared = np.repeat(_unit(rng_atoms.standard_normal((-(-n_atoms // group), d))), group, axis=0)[:n_atoms]
     atoms = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * _unit(rng_atoms.standard_normal((n_atoms, d)))
     atoms = _unit(atoms).astype(np.float32)
-    basis = np.linalg.qr(rng_atoms.standard_normal((d, max(nuisance_rank, 1))))[0].T[:nuisance_rank].astype(np.float32)     # (rank, d)
+    # (rank, d)
+    basis = np.linalg.qr(rng_atoms.standard_normal((d, max(nuisance_rank, 1))))[0].T[:nuisance_rank].astype(np.float32)
 
     columns = _supports(n, n_atoms, k, frequencies, rng_codes)
-    if codes == "uniform": weights = rng_codes.uniform(0.5, 1.5, (n, k))
-    else: weights = np.sqrt(13 / 12) * np.exp(rng_codes.standard_normal((n, k)) - 1)      # E[exp(2(g - 1))] = 1
-    start = np.minimum(np.arange(n + n_controls + 1) * k, n * k)                               # controls are empty rows
+    if codes == "uniform":
+        weights = rng_codes.uniform(0.5, 1.5, (n, k))
+    else:
+        weights = np.sqrt(13 / 12) * np.exp(rng_codes.standard_normal((n, k)) - 1)  # E[exp(2(g - 1))] = 1
+    start = np.minimum(np.arange(n + n_controls + 1) * k, n * k)  # controls are empty rows
     z = sparse.csr_array((weights.astype(np.float32).ravel(), columns.ravel(), start), shape=(n + n_controls, n_atoms))
     z.sort_indices()
     rows = np.ascontiguousarray(z @ atoms)
-    if noise: rows += noise * rng_noise.standard_normal(rows.shape, dtype=np.float32)
+    if noise:
+        rows += noise * rng_noise.standard_normal(rows.shape, dtype=np.float32)
     if nuisance_rank:
         std = np.linspace(*nuisance_std, nuisance_rank, dtype=np.float32)
         rows += (rng_noise.standard_normal((len(rows), nuisance_rank), dtype=np.float32) * std) @ basis
@@ -93,7 +138,9 @@ def best_cosines(dictionary, atoms) -> np.ndarray:
     "Largest absolute cosine of each true atom (M, d) with any row of a dictionary (K, d); rows of zeros match nothing."
     dictionary, atoms = np.asarray(dictionary, np.float64), np.asarray(atoms, np.float64)
     if dictionary.ndim != 2 or atoms.ndim != 2 or dictionary.shape[1] != atoms.shape[1]:
-        raise ValueError(f"dictionary {dictionary.shape} and atoms {atoms.shape}: expected (K, d) and (M, d) with one d")
+        raise ValueError(
+            f"dictionary {dictionary.shape} and atoms {atoms.shape}: expected (K, d) and (M, d) with one d"
+        )
     length = np.linalg.norm(dictionary, axis=1, keepdims=True)
     return np.abs(_unit(atoms) @ (dictionary / np.where(length > 0, length, 1)).T).max(1)
 
@@ -117,8 +164,11 @@ def fvu(X, X_hat) -> float:
 
 # %% ../../nbs/concepts/synthetic.ipynb #cae7f3ba
 def pursuit_fvu(rows, dictionary, k) -> float:
-    "FVU of rows (n, d) coded by orthogonal matching pursuit with k rows of a dictionary (K, d), selected by absolute scores; with the true atoms it is the oracle's."
+    """FVU of rows (n, d) coded by orthogonal matching pursuit with k rows of a dictionary (K, d), selected by absolute
+    scores; with the true atoms it is the oracle's.
+    """
     import torch
+
     from cellinterp.concepts.pursuit import decode, omp
     length = np.linalg.norm(dictionary, axis=1)
     W = torch.from_numpy((np.asarray(dictionary)[length > 0] / length[length > 0, None]).astype(np.float32))

@@ -4,7 +4,9 @@
 
 # %% ../../nbs/concepts/whitening.ipynb #8d1c1714
 from __future__ import annotations
+
 import warnings
+
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -14,13 +16,16 @@ __all__ = ['find_controls', 'ControlWhitening', 'plot_spectrum', 'aggregate']
 
 # %% ../../nbs/concepts/whitening.ipynb #781d078a
 class _Scatter:
-    "Streamed moments of centred rows (n, d) in float64: the triangular factor R of their scatter matrix, and Σ‖x‖⁴ for Ledoit–Wolf."
+    """Streamed moments of centred rows (n, d) in float64: the triangular factor R of their scatter matrix, and Σ‖x‖⁴
+    for Ledoit–Wolf.
+    """
 
     def __init__(self, d: int): self.R, self.n, self.fourth = np.zeros((0, d)), 0, 0.0
 
     def add(self, x):
         self.R = np.linalg.qr(np.vstack([self.R, x]), mode="r")                           # RᵀR = scatter so far
-        self.n += len(x); self.fourth += (np.einsum("nd,nd->n", x, x) ** 2).sum()
+        self.n += len(x)
+        self.fourth += (np.einsum("nd,nd->n", x, x) ** 2).sum()
 
     def spectrum(self, dof: int):
         "Eigenvalues (d,) of the covariance, descending, and its eigenvectors as rows (d, d), signs fixed."
@@ -30,10 +35,14 @@ class _Scatter:
         return s ** 2 / dof, V
 
     def shrinkage(self) -> float:
-        "Ledoit & Wolf (2004): the weight of the identity that minimises the expected squared error, as in scikit-learn."
+        """Ledoit & Wolf (2004): the weight of the identity that minimises the expected squared error, as in
+        scikit-learn.
+        """
         d, S = self.R.shape[1], self.R.T @ self.R / self.n
-        spread = (self.fourth / self.n - (S ** 2).sum()) / (d * self.n)                   # error of the sample covariance
-        distance = ((S ** 2).sum() - np.trace(S) ** 2 / d) / d                            # from the sample covariance to the identity
+        # error of the sample covariance
+        spread = (self.fourth / self.n - (S ** 2).sum()) / (d * self.n)
+        # from the sample covariance to the identity
+        distance = ((S ** 2).sum() - np.trace(S) ** 2 / d) / d
         return float(np.clip(spread / distance, 0, 1)) if distance > 0 and spread > 0 else 0.0
 
 # %% ../../nbs/concepts/whitening.ipynb #71028f31
@@ -44,17 +53,25 @@ def _column(X, values, name, n):
     "One value a row (n,): an array, or the name of a column of an AnnData's `.obs`."
     if isinstance(values, str):
         if not _is_anndata(X):
-            raise ValueError(f"{name}={values!r}: a column's name came with a {type(X).__name__}; expected an array of {n} values (names need an AnnData)")
+            raise ValueError(
+                f"{name}={values!r}: a column's name came with a {type(X).__name__}; expected an array of {n} values"
+                " (names need an AnnData)"
+            )
         if values not in X.obs:
-            raise ValueError(f"{name}={values!r} is not a column of .obs; expected one of {', '.join(map(str, X.obs.columns)) or 'none'}")
+            raise ValueError(
+                f"{name}={values!r} is not a column of .obs; expected one of"
+                f" {', '.join(map(str, X.obs.columns)) or 'none'}"
+            )
         values = X.obs[values]
     values = np.asarray(values)
-    if values.shape != (n,): raise ValueError(f"{name}: an array of shape {values.shape} came for {n} rows; expected ({n},)")
+    if values.shape != (n,):
+        raise ValueError(f"{name}: an array of shape {values.shape} came for {n} rows; expected ({n},)")
     return values
 
 
 def find_controls(X, y=None, controls=None, control_label=None, n=None) -> np.ndarray | None:
-    """The boolean mask (n,) of control rows: `controls`, else `y == control_label`, else `.obs["control"]` of an AnnData, else None.
+    """The boolean mask (n,) of control rows: `controls`, else `y == control_label`, else `.obs["control"]` of an
+    AnnData, else None.
 
     Raises ValueError for a mask of another type or length, one without a True, and one without a False.
     """
@@ -62,7 +79,8 @@ def find_controls(X, y=None, controls=None, control_label=None, n=None) -> np.nd
     if controls is None and control_label is None and _is_anndata(X) and "control" in X.obs: controls = "control"
     if controls is not None:
         mask = _column(X, controls, "controls", n)
-        if mask.dtype != bool and set(np.unique(mask).tolist()) <= {0, 1} and mask.dtype.kind in "biuO": mask = mask.astype(bool)
+        if mask.dtype != bool and set(np.unique(mask).tolist()) <= {0, 1} and mask.dtype.kind in "biuO":
+            mask = mask.astype(bool)
         if mask.dtype != bool:
             raise ValueError(f"controls: an array of {mask.dtype} came; expected a boolean mask, one value a row")
         what = "controls"
@@ -71,11 +89,17 @@ def find_controls(X, y=None, controls=None, control_label=None, n=None) -> np.nd
         labels = _column(X, y, "y", n)
         mask, what = labels == control_label, f"y == {control_label!r}"
         if not mask.any():
-            raise ValueError(f"no control row: {what} nowhere; y holds {', '.join(map(repr, np.unique(labels.astype(str))[:8].tolist()))}")
+            raise ValueError(
+                f"no control row: {what} nowhere; y holds"
+                f" {', '.join(map(repr, np.unique(labels.astype(str))[:8].tolist()))}"
+            )
     else: return None
     if not mask.any(): raise ValueError(f"no control row: {what} is nowhere True; expected at least 2 of {n}")
     if mask.all():
-        raise ValueError(f"every row is a control: {what} is True for all {n} rows; expected treated rows beside them (to whiten by every row, give no controls)")
+        raise ValueError(
+            f"every row is a control: {what} is True for all {n} rows; expected treated rows beside them (to whiten by"
+            " every row, give no controls)"
+        )
     return mask
 
 # %% ../../nbs/concepts/whitening.ipynb #457ec1ef
@@ -84,40 +108,62 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    method : "pca" (rotated to the controls' principal axes), "zca" (same columns as the input) or "center" (subtract the mean only).
-    n_components : directions of largest control variance to keep; None = all that the controls span (all d with shrinkage or epsilon).
+    method : "pca" (rotated to the controls' principal axes), "zca" (same columns as the input) or "center" (subtract
+        the mean only).
+    n_components : directions of largest control variance to keep; None = all that the controls span (all d with
+        shrinkage or epsilon).
     epsilon : added to every eigenvalue, in units of the mean eigenvalue.
     shrinkage : None, or "ledoit_wolf" (Ledoit & Wolf 2004): for few controls.
     normalize : scale every row to unit length. A zero row stays zero.
     control_label : the label in `y` that marks a control.
-    standardize : divide every column by its standard deviation over the controls first. At full rank this changes nothing but the order of components; with shrinkage, epsilon or
+    standardize : divide every column by its standard deviation over the controls first. At full rank this changes
+        nothing but the order of components; with shrinkage, epsilon or
         a cut it makes them blind to the columns' units. With method="center" it is the z-score on controls.
     center : "mean", or "median" of the controls (robust). The covariance is about the mean in either case.
-    by_batch : None; "center" = subtract each batch's own control centre, one whitening from the controls' spread within batches;
-        "whiten" = a whitening of its own for each batch (with method "zca", so that columns stay comparable between batches).
+    by_batch : None; "center" = subtract each batch's own control centre, one whitening from the controls' spread within
+        batches;
+        "whiten" = a whitening of its own for each batch (with method "zca", so that columns stay comparable between
+        batches).
     block_size : rows read at a time.
 
     Attributes
     ----------
-    mean_ : (d,), or (B, d) with by_batch. whitening_ : (k, d), z = (x − mean_) @ whitening_.T. dewhitening_ : (d, k), x = z @ dewhitening_.T + mean_.
+    mean_ : (d,), or (B, d) with by_batch. whitening_ : (k, d), z = (x − mean_) @ whitening_.T. dewhitening_ : (d, k), x
+        = z @ dewhitening_.T + mean_.
         With by_batch="whiten" both have a leading axis of batches.
-    spectrum_ : (d,) eigenvalues of the control covariance, descending. rank_, n_controls_, shrinkage_ : of all controls, or a list with one a batch.
+    spectrum_ : (d,) eigenvalues of the control covariance, descending. rank_, n_controls_, shrinkage_ : of all
+        controls, or a list with one a batch.
     batches_ : (B,) names, with by_batch. n_features_in_, feature_names_in_ : as in scikit-learn.
     """
-    __metadata_request__fit = {"controls": True, "batch": True}                          # routed without set_fit_request
+    # routed without set_fit_request
+    __metadata_request__fit = {"controls": True, "batch": True}
     __metadata_request__transform = {"batch": True}
     __metadata_request__inverse_transform = {"batch": True}
 
-    def __init__(self, method="pca", n_components=None, epsilon=0.0, shrinkage=None, normalize=True, control_label=None, *,
-                 standardize=False, center="mean", by_batch=None, block_size=4096):
+    def __init__(
+        self,
+        method="pca",
+        n_components=None,
+        epsilon=0.0,
+        shrinkage=None,
+        normalize=True,
+        control_label=None,
+        *,
+        standardize=False,
+        center="mean",
+        by_batch=None,
+        block_size=4096
+    ):
         self.method, self.n_components, self.epsilon, self.shrinkage = method, n_components, epsilon, shrinkage
         self.normalize, self.control_label, self.standardize = normalize, control_label, standardize
         self.center, self.by_batch, self.block_size = center, by_batch, block_size
 
     def fit(self, X, y=None, *, controls=None, batch=None):
-        """Learn mean and whitening from the control rows of X (N, d): an array, memory map, zarr, Parquet file, AnnData or an open `concepts.stream` source.
+        """Learn mean and whitening from the control rows of X (N, d): an array, memory map, zarr, Parquet file, AnnData
+        or an open `concepts.stream` source.
 
-        controls : boolean mask (N,), or the name of an .obs column. batch : (N,) plate, day or donor of each row, with `by_batch`.
+        controls : boolean mask (N,), or the name of an .obs column. batch : (N,) plate, day or donor of each row, with
+            `by_batch`.
         Raises ValueError for bad arguments, no or only control rows, NaN, and a batch without two controls.
         """
         self._check_arguments()
@@ -125,37 +171,59 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         n, d = source.shape
         mask = find_controls(X, y, controls, self.control_label, n)
         if mask is None:
-            if y is not None: warnings.warn("ControlWhitening: y came, but neither controls nor control_label: whitening by every row, treated ones too", stacklevel=2)
+            if y is not None:
+                warnings.warn(
+                    "ControlWhitening: y came, but neither controls nor control_label: whitening by every row, treated"
+                    " ones too",
+                    stacklevel=2,
+                )
             mask = np.ones(n, bool)
         codes = np.zeros(n, int)
         if self.by_batch is not None:
-            if batch is None: raise ValueError(f"by_batch={self.by_batch!r} needs batch, one value a row; batch=None came")
+            if batch is None:
+                raise ValueError(f"by_batch={self.by_batch!r} needs batch, one value a row; batch=None came")
             self.batches_, codes = np.unique(_column(X, batch, "batch", n).astype(str), return_inverse=True)
         n_batches = codes.max() + 1
         counts = np.bincount(codes[mask], minlength=n_batches)
         if counts.min() < 2:
             which = f"batch {self.batches_[counts.argmin()]!r} has" if self.by_batch else "there is"
-            raise ValueError(f"{which} {counts.min()} control row{'' if counts.min() == 1 else 's'}: n_samples={counts.min()} is not enough, a minimum of 2 is required")
+            raise ValueError(
+                f"{which} {counts.min()} control row{'' if counts.min() == 1 else 's'}: n_samples={counts.min()} is not"
+                " enough, a minimum of 2 is required"
+            )
         self.n_controls_ = int(mask.sum())
-        blocks = lambda: ((lo, self._read(source, lo, lo + self.block_size)) for lo in range(0, n, self.block_size) if mask[lo:lo + self.block_size].any())
-        mean, square = np.zeros((n_batches, d)), np.zeros(d)                                # pass 1: the mean of each batch's controls
-        first = self._read(source, (k := int(mask.argmax())), k + 1)[0]                     # sums of what differs from it: a constant column has exactly no spread
+        def blocks():
+            return (
+                    (lo, self._read(source, lo, lo + self.block_size))
+                    for lo in range(0, n, self.block_size)
+                    if mask[lo : lo + self.block_size].any()
+                )
+        # pass 1: the mean of each batch's controls
+        mean, square = np.zeros((n_batches, d)), np.zeros(d)
+        # sums of what differs from it: a constant column has exactly no spread
+        first = self._read(source, (k := int(mask.argmax())), k + 1)[0]
         for lo, x in blocks():
             use, c = mask[lo:lo + len(x)], codes[lo:lo + len(x)]
             for b in np.unique(c[use]): mean[b] += (x[use & (c == b)] - first).sum(0)
             square += (x[use] ** 2).sum(0)
         mean = first + mean / counts[:, None]
-        shared = self.by_batch != "whiten"                                                  # one covariance, within batches
+        # one covariance, within batches
+        shared = self.by_batch != "whiten"
         dtype, dof = np.dtype(source.dtype), max(1, self.n_controls_ - n_batches)
-        size = (np.finfo(dtype).eps if dtype.kind == "f" else np.finfo(float).eps) * np.sqrt(square / self.n_controls_)   # rounding of each column (d,)
+        # rounding of each column (d,)
+        size = (np.finfo(dtype).eps if dtype.kind == "f" else np.finfo(float).eps) * np.sqrt(square / self.n_controls_)
         scale = np.ones(d)
         if self.standardize:
             variance = np.zeros(d)
             for lo, x in blocks():
-                use = mask[lo:lo + len(x)]; variance += ((x[use] - mean[codes[lo:lo + len(x)][use]]) ** 2).sum(0)
-            std = np.sqrt(variance / dof); scale = np.where(std > size, std, 1.0)            # a column constant over the controls keeps its units
+                use = mask[lo : lo + len(x)]
+                variance += ((x[use] - mean[codes[lo : lo + len(x)][use]]) ** 2).sum(0)
+            # a column constant over the controls keeps its units
+            std = np.sqrt(variance / dof)
+            scale = np.where(std > size, std, 1.0)
         scatters = [_Scatter(d) for _ in range(1 if shared else n_batches)]
-        for lo, x in blocks() if self.method != "center" else ():                           # pass 2: the spread about it
+        # pass 2: the spread about it
+        for lo, x in blocks() if self.method != "center" else ():
             use, c = mask[lo:lo + len(x)], codes[lo:lo + len(x)]
             for b in [0] if shared else np.unique(c[use]):
                 rows = use if shared else use & (c == b)
@@ -168,13 +236,19 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
             self.spectrum_, self.rank_, self.shrinkage_ = None, d, None
         else:
             parts = [self._whitening(s, s.n - (n_batches if shared else 1), rounding) for s in scatters]
-            W, D, spectrum, rank, shrinkage = parts[0] if shared else (np.stack(p) if k < 3 else list(p) for k, p in enumerate(zip(*parts)))
+            W, D, spectrum, rank, shrinkage = (
+                parts[0] if shared else (np.stack(p) if k < 3 else list(p) for k, p in enumerate(zip(*parts)))
+            )
             self.whitening_, self.dewhitening_ = W / scale, D * scale[:, None]
             self.spectrum_, self.rank_, self.shrinkage_ = spectrum, rank, shrinkage
             missing = d - min(p[3] for p in parts)
             if missing and self.shrinkage is None and self.epsilon == 0:
-                warnings.warn(f"ControlWhitening: {self.n_controls_} control rows span {d - missing} of {d} dimensions{' of a batch' if not shared else ''}; the other {missing} are dropped "
-                              "(shrinkage='ledoit_wolf' or epsilon > 0 keeps them)", stacklevel=2)
+                warnings.warn(
+                    f"ControlWhitening: {self.n_controls_} control rows span {d - missing} of {d}"
+                    f" dimensions{' of a batch' if not shared else ''}; the other {missing} are dropped"
+                    " (shrinkage='ledoit_wolf' or epsilon > 0 keeps them)",
+                    stacklevel=2,
+                )
         if self.by_batch is None: self.mean_ = self.mean_[0]
         self._n_features_out = self.whitening_.shape[-2]
         return self
@@ -182,21 +256,30 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
     def _whitening(self, scatter, dof, rounding):
         "(whitening (k, d), dewhitening (d, k), spectrum (d,), rank, shrinkage) from one scatter."
         if dof < 1:
-            raise ValueError(f"{scatter.n} control rows in as many batches leave nothing to vary; expected two or more a batch")
+            raise ValueError(
+                f"{scatter.n} control rows in as many batches leave nothing to vary; expected two or more a batch"
+            )
         values, V = scatter.spectrum(dof)
         d, s = len(values), scatter.shrinkage() if self.shrinkage else 0.0
         std = np.sqrt(values)
         rank = int((std > rounding + d * np.finfo(float).eps * std[0]).sum())
         if rank == 0:
-            raise ValueError(f"the {scatter.n} control rows are all the same (to rounding): there is no spread to whiten by; method='center' subtracts the mean only")
+            raise ValueError(
+                f"the {scatter.n} control rows are all the same (to rounding): there is no spread to whiten by;"
+                " method='center' subtracts the mean only"
+            )
         regular = (1 - s) * values + (s + self.epsilon) * values.mean()
         most = rank if regular[-1] <= values[0] * np.finfo(float).eps or (s == 0 and self.epsilon == 0) else d
         k = most if self.n_components is None else self.n_components
         if k > most:
-            raise ValueError(f"n_components={k}, but the {scatter.n} control rows span {most} of {d} dimensions; expected at most {most}, or shrinkage='ledoit_wolf'")
+            raise ValueError(
+                f"n_components={k}, but the {scatter.n} control rows span {most} of {d} dimensions; expected at most"
+                f" {most}, or shrinkage='ledoit_wolf'"
+            )
         V, scale = V[:k], np.sqrt(regular[:k])
         W, D = V / scale[:, None], V.T * scale                                              # (k, d), (d, k)
-        if self.method == "zca": W, D = V.T @ W, D @ V                                      # (d, d): rotated back to the columns
+        # (d, d): rotated back to the columns
+        if self.method == "zca": W, D = V.T @ W, D @ V
         return W, D, values, rank, (s if self.shrinkage else None)
 
     def _medians(self, source, mask, codes, n_batches, limit=2**26):
@@ -204,17 +287,26 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         n, d = source.shape
         width, out = max(1, limit // max(1, int(mask.sum()))), np.empty((n_batches, d))
         for a in range(0, d, width):
-            slab = np.concatenate([self._read(source, lo, lo + self.block_size)[mask[lo:lo + self.block_size], a:a + width] for lo in range(0, n, self.block_size)])
+            slab = np.concatenate(
+                [
+                    self._read(source, lo, lo + self.block_size)[mask[lo : lo + self.block_size], a : a + width]
+                    for lo in range(0, n, self.block_size)
+                ]
+            )
             for b in range(n_batches): out[b, a:a + width] = np.median(slab[codes[mask] == b], axis=0)
         return out
 
     def transform(self, X, *, batch=None):
-        "Whitened rows (N, k); float32 stays float32, everything else becomes float64. `batch` (N,) as in fit, with `by_batch`."
+        """Whitened rows (N, k); float32 stays float32, everything else becomes float64. `batch` (N,) as in fit, with
+        `by_batch`.
+        """
         check_is_fitted(self, "whitening_")
         source = self._open(X, reset=False)
         n, codes = source.shape[0], None
         codes = self._codes(X, batch, n)
-        out = np.empty((n, self.whitening_.shape[-2]), dtype=np.float32 if np.dtype(source.dtype) == np.float32 else np.float64)
+        out = np.empty(
+            (n, self.whitening_.shape[-2]), dtype=np.float32 if np.dtype(source.dtype) == np.float32 else np.float64
+        )
         for lo in range(0, n, self.block_size):
             x = self._read(source, lo, lo + self.block_size)
             c = None if codes is None else codes[lo:lo + len(x)]
@@ -230,19 +322,27 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         return self.fit(X, y, controls=controls, batch=batch).transform(X, batch=batch)
 
     def inverse_transform(self, Z, *, batch=None):
-        "Rows in the input space (N, d): the exact inverse of centring and whitening (on the kept directions). The length that `normalize` took away is not known any more."
+        """Rows in the input space (N, d): the exact inverse of centring and whitening (on the kept directions). The
+        length that `normalize` took away is not known any more.
+        """
         check_is_fitted(self, "whitening_")
         Z = _rows(Z, self.whitening_.shape[-2], "Z")
         codes = self._codes(Z, batch, len(Z))
-        return (self._apply(Z, self.dewhitening_, codes) + (self.mean_ if codes is None else self.mean_[codes])).astype(_kept(Z))
+        return (self._apply(Z, self.dewhitening_, codes) + (self.mean_ if codes is None else self.mean_[codes])).astype(
+            _kept(Z)
+        )
 
     def atoms_to_input(self, C, *, batch=None):
-        "Directions C (m, k) of the whitened space as directions (m, d) of the input: what to *add to an embedding* to move by one atom. Of one `batch` with by_batch='whiten'."
+        """Directions C (m, k) of the whitened space as directions (m, d) of the input: what to *add to an embedding* to
+        move by one atom. Of one `batch` with by_batch='whiten'.
+        """
         C = _rows(C, self.whitening_.shape[-2], "C")
         return (C @ self._one(self.dewhitening_, batch).T).astype(_kept(C))
 
     def readout(self, C, *, batch=None):
-        "Directions (m, d) of the input that *measure* C (m, k): ⟨readout, x − mean_⟩ = ⟨C, z⟩ before unit length. Heat maps of an atom use it."
+        """Directions (m, d) of the input that *measure* C (m, k): ⟨readout, x − mean_⟩ = ⟨C, z⟩ before unit length.
+        Heat maps of an atom use it.
+        """
         C = _rows(C, self.whitening_.shape[-2], "C")
         return (C @ self._one(self.whitening_, batch)).astype(_kept(C))
 
@@ -254,19 +354,30 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         return np.array([f"w{k}" for k in range(self._n_features_out)], dtype=object) if self.method == "pca" else names
 
     def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__(); tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     # plumbing
     def _check_arguments(self):
-        for name, value, allowed in (("method", self.method, ("pca", "zca", "center")), ("shrinkage", self.shrinkage, (None, "ledoit_wolf")),
-                                     ("center", self.center, ("mean", "median")), ("by_batch", self.by_batch, (None, "center", "whiten"))):
-            if value not in allowed: raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}")
+        for name, value, allowed in (
+            ("method", self.method, ("pca", "zca", "center")),
+            ("shrinkage", self.shrinkage, (None, "ledoit_wolf")),
+            ("center", self.center, ("mean", "median")),
+            ("by_batch", self.by_batch, (None, "center", "whiten")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}")
         if not self.epsilon >= 0: raise ValueError(f"epsilon must be 0 or more; got {self.epsilon!r}")
-        if self.n_components is not None and not (isinstance(self.n_components, (int, np.integer)) and self.n_components >= 1):
+        if self.n_components is not None and not (
+            isinstance(self.n_components, (int, np.integer)) and self.n_components >= 1
+        ):
             raise ValueError(f"n_components must be None or an integer of at least 1; got {self.n_components!r}")
         if self.by_batch == "whiten" and self.method == "pca":
-            raise ValueError("by_batch='whiten' needs method='zca': principal axes of different batches cannot be compared; got method='pca'")
+            raise ValueError(
+                "by_batch='whiten' needs method='zca': principal axes of different batches cannot be compared; got"
+                " method='pca'"
+            )
 
     def _open(self, X, reset):
         "Anything with .shape, .dtype and rows to read; arrays are validated, everything else is streamed."
@@ -275,28 +386,40 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
             from cellinterp.concepts.stream import open_rows
             source = open_rows(X)
         else: return validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
-        if len(source.shape) != 2: raise ValueError(f"X: shape {source.shape} came; expected two dimensions, rows x features")
+        if len(source.shape) != 2:
+            raise ValueError(f"X: shape {source.shape} came; expected two dimensions, rows x features")
         if reset:
             self.n_features_in_ = source.shape[1]
             if hasattr(self, "feature_names_in_"): del self.feature_names_in_
-            if (columns := getattr(source, "columns", None)) is not None: self.feature_names_in_ = np.asarray(columns, dtype=object)
+            if (columns := getattr(source, "columns", None)) is not None:
+                self.feature_names_in_ = np.asarray(columns, dtype=object)
         elif source.shape[1] != self.n_features_in_:
-            raise ValueError(f"X has {source.shape[1]} features, but ControlWhitening is expecting {self.n_features_in_} features as input")
+            raise ValueError(
+                f"X has {source.shape[1]} features, but ControlWhitening is expecting {self.n_features_in_} features as"
+                " input"
+            )
         return source
 
     @staticmethod
     def _read(source, lo, hi):
-        x = np.asarray(source[lo:hi] if isinstance(source, np.ndarray) else source.read(lo, min(hi, source.shape[0])), dtype=np.float64)
+        x = np.asarray(
+            source[lo:hi] if isinstance(source, np.ndarray) else source.read(lo, min(hi, source.shape[0])),
+            dtype=np.float64,
+        )
         if not np.isfinite(x).all():
             raise ValueError(f"X contains NaN or infinity in rows {lo} to {lo + len(x)}; expected finite numbers")
         return x
 
     def _codes(self, X, batch, n):
         if self.by_batch is None: return None
-        if batch is None: raise ValueError(f"by_batch={self.by_batch!r} needs batch here too, one value a row; batch=None came")
+        if batch is None:
+            raise ValueError(f"by_batch={self.by_batch!r} needs batch here too, one value a row; batch=None came")
         batch = _column(X, batch, "batch", n).astype(str)
         if len(unknown := np.setdiff1d(batch, self.batches_)):
-            raise ValueError(f"batch {unknown[0]!r} was not fitted; expected one of {', '.join(self.batches_[:8])}{' …' if len(self.batches_) > 8 else ''}")
+            raise ValueError(
+                f"batch {unknown[0]!r} was not fitted; expected one of"
+                f" {', '.join(self.batches_[:8])}{' …' if len(self.batches_) > 8 else ''}"
+            )
         return np.searchsorted(self.batches_, batch)
 
     @staticmethod
@@ -310,7 +433,8 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
     def _one(self, M, batch):
         check_is_fitted(self, "whitening_")
         if M.ndim == 2: return M
-        if batch is None: raise ValueError("by_batch='whiten' has a whitening a batch: say batch=, whose directions are meant")
+        if batch is None:
+            raise ValueError("by_batch='whiten' has a whitening a batch: say batch=, whose directions are meant")
         return M[self._codes(None, np.array([batch]), 1)[0]]
 
     def _saved_state(self): return {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
@@ -332,16 +456,33 @@ def _rows(X, width, name):
 
 # %% ../../nbs/concepts/whitening.ipynb #d6782547
 def plot_spectrum(whitening: ControlWhitening, ax=None):
-    "Eigenvalues of the control covariance in descending order, and those that were divided by (after shrinkage and epsilon)."
+    """Eigenvalues of the control covariance in descending order, and those that were divided by (after shrinkage and
+    epsilon).
+    """
     import matplotlib.pyplot as plt
     check_is_fitted(whitening, "whitening_")
     if whitening.spectrum_ is None or whitening.spectrum_.ndim > 1:
-        raise ValueError(f"one spectrum is drawn; method={whitening.method!r}, by_batch={whitening.by_batch!r} has {'none' if whitening.spectrum_ is None else 'one a batch'}")
+        raise ValueError(
+            f"one spectrum is drawn; method={whitening.method!r}, by_batch={whitening.by_batch!r} has"
+            f" {'none' if whitening.spectrum_ is None else 'one a batch'}"
+        )
     ax = ax or plt.subplots(figsize=(4.5, 2.8), layout="constrained")[1]
     values, s = whitening.spectrum_, (whitening.shrinkage_ or 0.0)
     ax.plot(np.arange(1, whitening.rank_ + 1), values[:whitening.rank_], lw=1.5, label="controls")
-    if s or whitening.epsilon: ax.plot(np.arange(1, len(values) + 1), (1 - s) * values + (s + whitening.epsilon) * values.mean(), "--", lw=1.2, label="regularised")
-    ax.set(yscale="log", xlabel="component", ylabel="variance", title=f"{whitening.n_controls_} controls, rank {whitening.rank_} of {len(values)}")
+    if s or whitening.epsilon:
+        ax.plot(
+            np.arange(1, len(values) + 1),
+            (1 - s) * values + (s + whitening.epsilon) * values.mean(),
+            "--",
+            lw=1.2,
+            label="regularised",
+        )
+    ax.set(
+        yscale="log",
+        xlabel="component",
+        ylabel="variance",
+        title=f"{whitening.n_controls_} controls, rank {whitening.rank_} of {len(values)}",
+    )
     ax.legend(frameon=False, fontsize=8)
     return ax
 
@@ -357,7 +498,8 @@ def aggregate(X, by, how="mean"):
 
     Returns
     -------
-    For arrays (averages (G, d), DataFrame of the keys and `n`, rows a group); for AnnData an AnnData whose .obs holds the keys, the columns constant within every group, and `n`.
+    For arrays (averages (G, d), DataFrame of the keys and `n`, rows a group); for AnnData an AnnData whose .obs holds
+    the keys, the columns constant within every group, and `n`.
     Groups come in the order of their first row. Sparse means stay CSR.
 
     Raises ValueError for an unknown column or `how`, keys of another length, and missing values in a key.
@@ -371,9 +513,13 @@ def aggregate(X, by, how="mean"):
     elif isinstance(by, pd.DataFrame): keys = by.reset_index(drop=True)
     else: keys = pd.DataFrame({getattr(k, "name", None) or f"key{i}": _column(X, k, "by", n) for i, k in enumerate(by)})
     if len(keys) != n or not keys.shape[1]:
-        raise ValueError(f"by: {keys.shape[1]} keys of {len(keys)} values came for {n} rows; expected at least one key of {n}")
+        raise ValueError(
+            f"by: {keys.shape[1]} keys of {len(keys)} values came for {n} rows; expected at least one key of {n}"
+        )
     if keys.isna().any(axis=None):
-        raise ValueError(f"by: {keys.columns[keys.isna().any()][0]!r} has missing values; expected a value in every row")
+        raise ValueError(
+            f"by: {keys.columns[keys.isna().any()][0]!r} has missing values; expected a value in every row"
+        )
     code = keys.groupby(list(keys.columns), sort=False, observed=True).ngroup().to_numpy()
     first, counts = np.unique(code, return_index=True)[1], np.bincount(code)
     table = keys.iloc[first].reset_index(drop=True)
@@ -381,7 +527,9 @@ def aggregate(X, by, how="mean"):
     def average(A):
         if how == "mean":
             M = sparse.csr_array((1 / counts[code], (code, np.arange(n))), shape=(len(counts), n))
-            return sparse.csr_array(M @ sparse.csr_array(A)) if sparse.issparse(A) else M @ np.asarray(A, dtype=np.float64)
+            return (
+                sparse.csr_array(M @ sparse.csr_array(A)) if sparse.issparse(A) else M @ np.asarray(A, dtype=np.float64)
+            )
         A = A.toarray() if sparse.issparse(A) else np.asarray(A)
         return np.stack([np.median(A[code == g], axis=0) for g in range(len(counts))])
 
@@ -391,4 +539,9 @@ def aggregate(X, by, how="mean"):
     constant = [c for c in rest if rest[c].groupby(code).nunique(dropna=False).max() <= 1]
     obs = pd.concat([table, rest.loc[first, constant].reset_index(drop=True)], axis=1).assign(n=counts)
     obs.index = obs.index.astype(str)
-    return anndata.AnnData(average(X.X), obs=obs, var=X.var.copy(), obsm={k: average(v) for k, v in X.obsm.items() if not isinstance(v, pd.DataFrame)})
+    return anndata.AnnData(
+        average(X.X),
+        obs=obs,
+        var=X.var.copy(),
+        obsm={k: average(v) for k, v in X.obsm.items() if not isinstance(v, pd.DataFrame)},
+    )

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/data/api.ipynb #749bb9c9
 import lazy_loader
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "embeddings": ["load_profiles", "simulate_profiles"],
     "glyphs": ["render_glyphs"],

@@ -4,9 +4,12 @@
 
 # %% ../../nbs/data/embeddings.ipynb #1ad99c74
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .public import PUBLIC_SETS, find_set
 
 # %% auto #0
@@ -19,16 +22,28 @@ def _anndata(X, obs, names, attribution=""):
     for c in obs.columns:
         if obs[c].dtype == object: obs[c] = obs[c].fillna("").astype(str)
     obs.index = obs.index.astype(str)
-    return anndata.AnnData(np.ascontiguousarray(X), obs=obs, var=pd.DataFrame(index=pd.Index(names, name="feature")), uns={"attribution": attribution})
+    return anndata.AnnData(
+        np.ascontiguousarray(X),
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(names, name="feature")),
+        uns={"attribution": attribution},
+    )
 
 
 def _bbbc021(folder):
     table = pd.read_csv(folder / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz")
     keys = ["Image_Metadata_Plate", "Image_Metadata_Well"]
     wells = pd.read_csv(folder / "wells.csv").rename(columns={"plate": keys[0], "well": keys[1]})
-    obs = table[keys].merge(wells, on=keys, how="left", validate="1:1").rename(columns={keys[0]: "plate", keys[1]: "well"})
+    obs = (
+        table[keys]
+        .merge(wells, on=keys, how="left", validate="1:1")
+        .rename(columns={keys[0]: "plate", keys[1]: "well"})
+    )
     if obs.moa.isna().any():
-        raise ValueError(f"bbbc021_profiles: {int(obs.moa.isna().sum())} wells have no mechanism in wells.csv; expected one for every well")
+        raise ValueError(
+            f"bbbc021_profiles: {int(obs.moa.isna().sum())} wells have no mechanism in wells.csv; expected one for"
+            " every well"
+        )
     obs["control"] = (obs.moa == "DMSO").to_numpy()
     obs["treatment"] = np.where(obs.control, "DMSO", obs["compound"] + " " + obs["concentration"].map("{:g}".format))
     obs["batch"], obs["week"] = obs.plate, obs.plate.str.split("_").str[0]
@@ -38,7 +53,13 @@ def _bbbc021(folder):
 def _lincs(folder):
     table = pd.read_csv(folder / "SQ00015054_normalized_feature_select.csv.gz")
     meta = [c for c in table.columns if c.startswith("Metadata_")]
-    obs = table[meta].rename(columns=lambda c: c.removeprefix("Metadata_")).rename(columns={"Plate": "plate", "Well": "well", "broad_sample": "compound", "mmoles_per_liter": "concentration"})
+    obs = (
+        table[meta]
+        .rename(columns=lambda c: c.removeprefix("Metadata_"))
+        .rename(
+            columns={"Plate": "plate", "Well": "well", "broad_sample": "compound", "mmoles_per_liter": "concentration"}
+        )
+    )
     obs["control"] = (obs.pert_type == "control").to_numpy()
     # doses carry rounding (19.999 for 20); one significant digit tells the steps, each a third of the next, apart
     dose = obs["concentration"].map(lambda v: float(f"{v:.1g}"))
@@ -55,9 +76,12 @@ def load_profiles(data, controls=None, metadata="Metadata_"):
 
     Parameters
     ----------
-    data : the name of a public set of profiles ("bbbc021_profiles", "lincs_a549_plate"), "simulated_profiles", or the path of a .csv, .csv.gz, .parquet or .h5ad file.
-    controls : for a file: "column=value", the rows that are controls; written to .obs["control"]. None leaves it as it is.
-    metadata : for a table: columns that begin with it, and all columns of text, go to .obs (the prefix dropped); all others are features.
+    data : the name of a public set of profiles ("bbbc021_profiles", "lincs_a549_plate"), "simulated_profiles", or the
+        path of a .csv, .csv.gz, .parquet or .h5ad file.
+    controls : for a file: "column=value", the rows that are controls; written to .obs["control"]. None leaves it as it
+        is.
+    metadata : for a table: columns that begin with it, and all columns of text, go to .obs (the prefix dropped); all
+        others are features.
 
     Raises FileNotFoundError (with what to do), ValueError.
     """
@@ -65,17 +89,28 @@ def load_profiles(data, controls=None, metadata="Metadata_"):
     if name == "simulated_profiles": adata = simulate_profiles()
     elif name in known:
         folder = find_set(name)
-        adata = _anndata(*_READERS[name](folder), attribution=next(e for e in PUBLIC_SETS if e["name"] == name)["attribution"])
+        adata = _anndata(
+            *_READERS[name](folder), attribution=next(e for e in PUBLIC_SETS if e["name"] == name)["attribution"]
+        )
     elif Path(name).expanduser().exists(): adata = _read_file(Path(name).expanduser(), metadata)
     else:
-        raise FileNotFoundError(f"data: {name!r} came; expected simulated_profiles, {', '.join(known)}, or the path of a .csv, .parquet or .h5ad file")
+        raise FileNotFoundError(
+            f"data: {name!r} came; expected simulated_profiles, {', '.join(known)}, or the path of a .csv, .parquet or"
+            " .h5ad file"
+        )
     if controls is not None:
         column, sign, value = str(controls).partition("=")
         if not sign or column not in adata.obs:
-            raise ValueError(f"controls: {controls!r} came; expected column=value with a column of {', '.join(map(str, adata.obs.columns)) or '(no metadata)'}")
+            raise ValueError(
+                f"controls: {controls!r} came; expected column=value with a column of"
+                f" {', '.join(map(str, adata.obs.columns)) or '(no metadata)'}"
+            )
         adata.obs["control"] = (adata.obs[column].astype(str) == value).to_numpy()
         if not adata.obs["control"].any():
-            raise ValueError(f"controls: no row has {controls!r}; {column} holds {', '.join(sorted(adata.obs[column].astype(str).unique())[:8])}")
+            raise ValueError(
+                f"controls: no row has {controls!r}; {column} holds"
+                f" {', '.join(sorted(adata.obs[column].astype(str).unique())[:8])}"
+            )
     return adata
 
 
@@ -88,8 +123,13 @@ def _read_file(path, metadata):
     else: raise ValueError(f"data: {path.name} came; expected a .csv, .csv.gz, .parquet or .h5ad file")
     meta = [c for c in table.columns if str(c).startswith(metadata) or not pd.api.types.is_numeric_dtype(table[c])]
     features = [c for c in table.columns if c not in meta]
-    if not features: raise ValueError(f"data: {path.name} has no column of numbers beside its {len(meta)} columns of metadata")
-    return _anndata(table[features].to_numpy(), table[meta].rename(columns=lambda c: str(c).removeprefix(metadata)), list(map(str, features)))
+    if not features:
+        raise ValueError(f"data: {path.name} has no column of numbers beside its {len(meta)} columns of metadata")
+    return _anndata(
+        table[features].to_numpy(),
+        table[meta].rename(columns=lambda c: str(c).removeprefix(metadata)),
+        list(map(str, features)),
+    )
 
 # %% ../../nbs/data/embeddings.ipynb #dbcbd39a
 def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, controls_per_plate=20, n_features=60, *,
@@ -98,33 +138,65 @@ def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, con
 
     Parameters
     ----------
-    n_mechanisms, compounds, replicates : mechanisms of action, compounds of each, and wells of each compound (spread over the plates).
-    n_plates, controls_per_plate, n_features : sizes. The wells are n_mechanisms·compounds·replicates + n_plates·controls_per_plate.
-    nuisance_rank, nuisance, plate, effect, noise : rank and largest standard deviation of the shared nuisance, standard deviation of plate offsets in each feature, length of a
+    n_mechanisms, compounds, replicates : mechanisms of action, compounds of each, and wells of each compound (spread
+        over the plates).
+    n_plates, controls_per_plate, n_features : sizes. The wells are n_mechanisms·compounds·replicates +
+        n_plates·controls_per_plate.
+    nuisance_rank, nuisance, plate, effect, noise : rank and largest standard deviation of the shared nuisance, standard
+        deviation of plate offsets in each feature, length of a
         mechanism's effect, standard deviation of the noise in each feature.
 
     Returns
     -------
-    AnnData with .obs plate, batch, compound, treatment, moa, control; .uns["atoms"] (n_mechanisms, n_features) true unit directions, .uns["nuisance"] (rank, n_features).
+    AnnData with .obs plate, batch, compound, treatment, moa, control; .uns["atoms"] (n_mechanisms, n_features) true
+    unit directions, .uns["nuisance"] (rank, n_features).
     """
-    for key, value in dict(n_mechanisms=n_mechanisms, compounds=compounds, replicates=replicates, n_plates=n_plates, controls_per_plate=controls_per_plate, n_features=n_features).items():
-        if int(value) != value or value < 1: raise ValueError(f"{key}: {value!r} came; expected an integer of at least 1")
+    for key, value in dict(
+        n_mechanisms=n_mechanisms,
+        compounds=compounds,
+        replicates=replicates,
+        n_plates=n_plates,
+        controls_per_plate=controls_per_plate,
+        n_features=n_features,
+    ).items():
+        if int(value) != value or value < 1:
+            raise ValueError(f"{key}: {value!r} came; expected an integer of at least 1")
     if not 0 <= nuisance_rank <= n_features:
         raise ValueError(f"nuisance_rank: {nuisance_rank} came; expected 0 to n_features={n_features}")
     r = np.random.default_rng(random_state)
-    atoms = r.normal(size=(n_mechanisms, n_features)); atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    atoms = r.normal(size=(n_mechanisms, n_features))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     basis = np.linalg.qr(r.normal(size=(n_features, n_features)))[0][:nuisance_rank]
     offsets = plate * r.normal(size=(n_plates, n_features))
     strength = effect * r.uniform(.7, 1.3, (n_mechanisms, compounds))
     rows = [(m, c, k) for m in range(n_mechanisms) for c in range(compounds) for k in range(replicates)]
-    treated = np.arange(len(rows)) % n_plates                                             # replicates on different plates
+    # replicates on different plates
+    treated = np.arange(len(rows)) % n_plates
     plates = np.r_[treated, np.repeat(np.arange(n_plates), controls_per_plate)]
     n = len(plates)
-    X = offsets[plates] + noise * r.normal(size=(n, n_features)) + (r.normal(size=(n, nuisance_rank)) * np.linspace(nuisance, nuisance / 3, nuisance_rank)) @ basis
+    X = (
+        offsets[plates]
+        + noise * r.normal(size=(n, n_features))
+        + (r.normal(size=(n, nuisance_rank)) * np.linspace(nuisance, nuisance / 3, nuisance_rank)) @ basis
+    )
     for i, (m, c, _) in enumerate(rows): X[i] += strength[m, c] * atoms[m]
-    names = lambda i: ("DMSO", "DMSO") if i >= len(rows) else (f"compound {chr(65 + rows[i][0])}{rows[i][1] + 1}", f"mechanism {chr(65 + rows[i][0])}")
+    def names(i):
+        return (
+            ("DMSO", "DMSO")
+            if i >= len(rows)
+            else (f"compound {chr(65 + rows[i][0])}{rows[i][1] + 1}", f"mechanism {chr(65 + rows[i][0])}")
+        )
     compound, moa = zip(*[names(i) for i in range(n)])
-    obs = pd.DataFrame(dict(plate=[f"P{p + 1}" for p in plates], batch=[f"P{p + 1}" for p in plates], compound=compound, treatment=compound, moa=moa, control=np.arange(n) >= len(rows)))
+    obs = pd.DataFrame(
+        dict(
+            plate=[f"P{p + 1}" for p in plates],
+            batch=[f"P{p + 1}" for p in plates],
+            compound=compound,
+            treatment=compound,
+            moa=moa,
+            control=np.arange(n) >= len(rows),
+        )
+    )
     adata = _anndata(X, obs, [f"feature_{j}" for j in range(n_features)], attribution="simulated")
     adata.uns |= {"atoms": atoms, "nuisance": basis}
     return adata

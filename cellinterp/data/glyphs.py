@@ -4,8 +4,10 @@
 
 # %% ../../nbs/data/glyphs.ipynb #e17f50ae
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
+
 from .images import ImageSet
 
 # %% auto #0
@@ -13,7 +15,8 @@ __all__ = ['TRAIN_LETTERS', 'TWOFOLD', 'glyph_symmetry', 'render_glyphs']
 
 # %% ../../nbs/data/glyphs.ipynb #cc80d4b0
 TRAIN_LETTERS = "aebdijkz2u"      # the authors' training letters; "v" was unseen
-TWOFOLD = frozenset("losxzHINOSXZ08")   # half a turn leaves these as they are (DejaVu Sans draws each at a correlation above 0.83)
+# half a turn leaves these as they are (DejaVu Sans draws each at a correlation above 0.83)
+TWOFOLD = frozenset("losxzHINOSXZ08")
 
 
 def glyph_symmetry(letter: str) -> int:
@@ -22,20 +25,28 @@ def glyph_symmetry(letter: str) -> int:
 
 
 def _outline(letter: str, size: int) -> list[np.ndarray]:
-    "The letter's outline as polygons (k, 2), x right and y down, centred on its bounding box, in pixels of a `size` box: a capital is half a box high."
+    """The letter's outline as polygons (k, 2), x right and y down, centred on its bounding box, in pixels of a `size`
+    box: a capital is half a box high.
+    """
     from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.textpath import TextPath
     font = FontProperties(family="DejaVu Sans")
     if letter.isspace() or not get_font(findfont(font)).get_char_index(ord(letter)):
         raise ValueError(f"letters: {letter!r} came; expected characters that can be seen, of the font DejaVu Sans")
-    path = TextPath((0, 0), letter, size=1000, prop=font)                                # large: its curves become fine polygons
+    # large: its curves become fine polygons
+    path = TextPath((0, 0), letter, size=1000, prop=font)
     path.should_simplify = False
     box, capital = path.get_extents(), TextPath((0, 0), "H", size=1000, prop=font).get_extents().height
-    return [(p - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]) * [1, -1] * (0.5 * size / capital) for p in path.to_polygons(closed_only=True)]
+    return [
+        (p - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]) * [1, -1] * (0.5 * size / capital)
+        for p in path.to_polygons(closed_only=True)
+    ]
 
 
 def _covered(polygons: list[np.ndarray], size: int, fine: int = 8) -> np.ndarray:
-    "The share of each pixel inside the outline, (size, size): even-odd filling on `fine` lines a pixel, exact along each line."
+    """The share of each pixel inside the outline, (size, size): even-odd filling on `fine` lines a pixel, exact along
+    each line.
+    """
     lines = (np.arange(size * fine) + 0.5) / fine                                        # y of the lines, in pixels
     edges = np.concatenate([np.stack([p, np.roll(p, -1, 0)], 1) for p in polygons])      # (E, 2, 2): x, y of both ends
     (x0, y0), (x1, y1) = edges[:, 0].T, edges[:, 1].T
@@ -44,39 +55,56 @@ def _covered(polygons: list[np.ndarray], size: int, fine: int = 8) -> np.ndarray
     line, edge = np.nonzero(crossed)
     x = x0[edge] + (lines[line] - y0[edge]) / (y1[edge] - y0[edge]) * (x1[edge] - x0[edge])
     order = np.lexsort((x, line))
-    line, x = line[order][::2], np.clip(x[order], 0, size).reshape(-1, 2)                # spans from every first crossing to the second
-    cover = np.zeros((size * fine, size + 2))                                            # integral of coverage up to each pixel, as its second difference
+    # spans from every first crossing to the second
+    line, x = line[order][::2], np.clip(x[order], 0, size).reshape(-1, 2)
+    # integral of coverage up to each pixel, as its second difference
+    cover = np.zeros((size * fine, size + 2))
     for end, sign in ((0, 1), (1, -1)):
-        pixel = np.minimum(x[:, end].astype(int), size); part = x[:, end] - pixel
-        np.add.at(cover, (line, pixel), sign * (1 - part)); np.add.at(cover, (line, pixel + 1), sign * part)
+        pixel = np.minimum(x[:, end].astype(int), size)
+        part = x[:, end] - pixel
+        np.add.at(cover, (line, pixel), sign * (1 - part))
+        np.add.at(cover, (line, pixel + 1), sign * part)
     return np.cumsum(cover, 1)[:, :size].reshape(size, fine, size).mean(1)
 
 
-def render_glyphs(letters=TRAIN_LETTERS, n: int = 1000, angle=(-180, 180), noise: float = 0.0, size: int = 64, seed: int = 0) -> ImageSet:
+def render_glyphs(
+    letters=TRAIN_LETTERS, n: int = 1000, angle=(-180, 180), noise: float = 0.0, size: int = 64, seed: int = 0
+) -> ImageSet:
     """Letters at random angles.
 
     letters : the classes, each one character: a string or a list
     n : images in all, shared evenly among the letters, in random order
-    angle : (low, high) degrees, uniform; or a number, for all alike. Positive turns x (to the right) towards y (down the rows), clockwise as shown: the pose's convention
-    noise : standard deviation of Gaussian noise added to every pixel, in units of the full grey of the letter (1); values are not clipped
+    angle : (low, high) degrees, uniform; or a number, for all alike. Positive turns x (to the right) towards y (down
+        the rows), clockwise as shown: the pose's convention
+    noise : standard deviation of Gaussian noise added to every pixel, in units of the full grey of the letter (1);
+        values are not clipped
     size : edge in pixels
 
-    Returns an ImageSet: images float32 (n, 1, size, size), labels the letters, factors with the column `angle` in degrees.
-    Raises ValueError for repeated or invisible characters, an angle that is upside down, less than one image a letter."""
+    Returns an ImageSet: images float32 (n, 1, size, size), labels the letters, factors with the column `angle` in
+    degrees.
+    Raises ValueError for repeated or invisible characters, an angle that is upside down, less than one image a
+    letter."""
     names = [str(c) for c in letters]
-    if not names or len(set(names)) != len(names) or any(len(c) != 1 for c in names): raise ValueError(f"letters: {letters!r} came; expected different single characters")
-    if n < len(names): raise ValueError(f"n: {n} came; expected at least one image for each of {len(names)} letters")
-    if not noise >= 0: raise ValueError(f"noise: {noise} came; expected 0 or more")
-    if size < 16: raise ValueError(f"size: {size} came; expected at least 16 pixels")
+    if not names or len(set(names)) != len(names) or any(len(c) != 1 for c in names):
+        raise ValueError(f"letters: {letters!r} came; expected different single characters")
+    if n < len(names):
+        raise ValueError(f"n: {n} came; expected at least one image for each of {len(names)} letters")
+    if not noise >= 0:
+        raise ValueError(f"noise: {noise} came; expected 0 or more")
+    if size < 16:
+        raise ValueError(f"size: {size} came; expected at least 16 pixels")
     low, high = (angle, angle) if np.isscalar(angle) else angle
-    if not low <= high: raise ValueError(f"angle: {angle} came; expected (low, high) in degrees")
+    if not low <= high:
+        raise ValueError(f"angle: {angle} came; expected (low, high) in degrees")
     random = np.random.default_rng(seed)
     labels = np.array(names)[random.permutation(np.arange(n) % len(names))]
     degrees = random.uniform(low, high, n)
     outlines = {name: _outline(name, size) for name in names}
     images = np.empty((n, 1, size, size), np.float32)
     for i, (name, t) in enumerate(zip(labels, np.deg2rad(degrees))):
-        turn = np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]])               # of rows (x, y), from the right
+        # of rows (x, y), from the right
+        turn = np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]])
         images[i, 0] = _covered([p @ turn + size / 2 for p in outlines[name]], size)
-    if noise: images += random.normal(0, noise, images.shape).astype(np.float32)
+    if noise:
+        images += random.normal(0, noise, images.shape).astype(np.float32)
     return ImageSet(images, labels, names, factors=pd.DataFrame({"angle": degrees}))

@@ -4,11 +4,13 @@
 
 # %% ../../nbs/data/images.ipynb #5f548b7e
 from __future__ import annotations
+
 import html
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -25,26 +27,40 @@ _READINGS = {2: ["YX"], 3: ["NYX", "CYX", "YXC"], 4: ["NCYX", "NYXC", "NZYX", "C
 
 def likely_axes(shape: tuple) -> list[str]:
     "The readings of a shape in which channels are at most 8, and depth, height and width more than that."
-    fits = lambda axes: all((size <= MAX_CHANNELS) if a == "C" else (size > MAX_CHANNELS or a == "N") for a, size in zip(axes, shape))
+    def fits(axes):
+        return all(
+            (size <= MAX_CHANNELS) if a == "C" else (size > MAX_CHANNELS or a == "N") for a, size in zip(axes, shape)
+        )
     return [axes for axes in _READINGS.get(len(shape), []) if fits(axes)]
 
 def guess_axes(shape: tuple, name: str = "images", stack: bool = False) -> str:
-    """The one reading of `shape` as a stack of images, e.g. (2000, 80, 80, 1) is NYXC. Raises ValueError where there is none, or more than one.
+    """The one reading of `shape` as a stack of images, e.g. (2000, 80, 80, 1) is NYXC. Raises ValueError where there is
+    none, or more than one.
 
     stack : the first axis is known to be N (there is a label for each), so that it may be short as well"""
     stacks = [axes for axes in likely_axes(shape) if axes[0] == "N"]
     small = sum(size <= MAX_CHANNELS for size in shape[stack:])
     if len(stacks) == 1 and small == ("C" in stacks[0]) and (len(shape) == 3 or "C" in stacks[0]): return stacks[0]
     likely = likely_axes(shape)
-    raise ValueError(f"{name}: the axes of an array of shape {tuple(shape)} are ambiguous; expected axes=, "
-                     + (" or ".join(f'"{a}"' for a in likely) + " by its sizes" if likely else 'a string such as "NYXC"')
-                     + " (N images, C channels, Z depth, Y height, X width)")
+    raise ValueError(
+        f"{name}: the axes of an array of shape {tuple(shape)} are ambiguous; expected axes=, "
+        + (" or ".join(f'"{a}"' for a in likely) + " by its sizes" if likely else 'a string such as "NYXC"')
+        + " (N images, C channels, Z depth, Y height, X width)"
+    )
 
 # %% ../../nbs/data/images.ipynb #045458f8
 def _letters(axes: str, ndim: int, name: str) -> str:
     letters = str(axes).upper().translate(_ALIAS)
-    if len(letters) != ndim or set(letters) - set("NCZYX") or len(set(letters)) != ndim or not {"Y", "X"} <= set(letters):
-        raise ValueError(f'{name}: axes="{axes}" came with an array of {ndim} axes; expected {ndim} different letters of N C Z Y X (or D H W S T), Y and X among them')
+    if (
+        len(letters) != ndim
+        or set(letters) - set("NCZYX")
+        or len(set(letters)) != ndim
+        or not {"Y", "X"} <= set(letters)
+    ):
+        raise ValueError(
+            f'{name}: axes="{axes}" came with an array of {ndim} axes; expected {ndim} different letters of N C Z Y X'
+            " (or D H W S T), Y and X among them"
+        )
     return letters
 
 def as_nchw(array, axes: str | None = None, channels=None, name: str = "images") -> np.ndarray:
@@ -68,42 +84,74 @@ def _native(array: np.ndarray) -> np.ndarray:
 def _check_channels(shape: tuple, channels, name: str):
     "Raises ValueError if there are more than 8 channels unsaid, or not as many as said."
     n, said = shape[1], channels if channels is None or isinstance(channels, int) else len(channels)
-    if said is not None and said != n: raise ValueError(f"{name}: {n} channels came, in an array (N, C, …) of shape {tuple(shape)}; channels= says {said}")
+    if said is not None and said != n:
+        raise ValueError(
+            f"{name}: {n} channels came, in an array (N, C, …) of shape {tuple(shape)}; channels= says {said}"
+        )
     if said is None and n > MAX_CHANNELS:
         readings = [a for a in likely_axes(shape) if a != "NCYX"]
-        raise ValueError(f"{name}: {n} channels came, in an array (N, C, …) of shape {tuple(shape)}; expected at most {MAX_CHANNELS} unless channels= gives their number or names"
-                         + (f". By its sizes the array is {' or '.join(readings)}: load_images(array, axes=\"{readings[0]}\") puts it in order" if readings else ""))
+        raise ValueError(
+            f"{name}: {n} channels came, in an array (N, C, …) of shape {tuple(shape)}; expected at most {MAX_CHANNELS}"
+            " unless channels= gives their number or names"
+            + (
+                f". By its sizes the array is {' or '.join(readings)}: load_images(array, axes=\"{readings[0]}\") puts"
+                " it in order"
+                if readings
+                else ""
+            )
+        )
 
 # %% ../../nbs/data/images.ipynb #2122ab86
-def check_images(images, labels=None, min_size: int = MIN_SIZE, min_classes: int = 2, channels=None, name: str = "images"):
+def check_images(
+    images, labels=None, min_size: int = MIN_SIZE, min_classes: int = 2, channels=None, name: str = "images"
+):
     """Images that a model can take, or a ValueError that says why not, before any work starts.
 
-    images : (N, C, H, W) or (N, C, D, H, W), any numeric dtype, finite, at least `min_size` pixels along height, width (and depth)
+    images : (N, C, H, W) or (N, C, D, H, W), any numeric dtype, finite, at least `min_size` pixels along height, width
+        (and depth)
     labels : None, or N labels with at least `min_classes` different ones ("" = none, not counted)
     channels : the number or names of channels; needed for more than 8
 
     Returns `images`, or `(images, labels)` if labels were given."""
-    if hasattr(images, "class_names"): raise ValueError(f"{name}: an ImageSet came; expected its pixels: pass .images (and .labels)")
+    if hasattr(images, "class_names"):
+        raise ValueError(f"{name}: an ImageSet came; expected its pixels: pass .images (and .labels)")
     if isinstance(images, (list, tuple)):
         shapes = [np.shape(image) for image in images]
         odd = next((i for i, s in enumerate(shapes) if s != shapes[0]), None)
-        if odd is not None: raise ValueError(f"{name}: mixed sizes: {name}[0] is {shapes[0]}, {name}[{odd}] is {shapes[odd]}; expected one size")
+        if odd is not None:
+            raise ValueError(
+                f"{name}: mixed sizes: {name}[0] is {shapes[0]}, {name}[{odd}] is {shapes[odd]}; expected one size"
+            )
     images = np.asarray(images)
-    if images.dtype == bool: images = images.astype(np.uint8)
-    if images.dtype.kind not in "uif": raise ValueError(f"{name}: dtype {images.dtype} came; expected numbers (integer or floating point)")
+    if images.dtype == bool:
+        images = images.astype(np.uint8)
+    if images.dtype.kind not in "uif":
+        raise ValueError(f"{name}: dtype {images.dtype} came; expected numbers (integer or floating point)")
     if images.ndim not in (4, 5):
         likely = likely_axes(images.shape)
-        raise ValueError(f"{name}: an array of shape {images.shape} came; expected (N, C, H, W) or (N, C, D, H, W)"
-                         + (f': load_images(array, axes="{likely[0]}").images puts it in order' if likely else ""))
-    if 0 in images.shape: raise ValueError(f"{name}: an empty array of shape {images.shape} came; expected at least one image")
+        raise ValueError(
+            f"{name}: an array of shape {images.shape} came; expected (N, C, H, W) or (N, C, D, H, W)"
+            + (f': load_images(array, axes="{likely[0]}").images puts it in order' if likely else "")
+        )
+    if 0 in images.shape:
+        raise ValueError(f"{name}: an empty array of shape {images.shape} came; expected at least one image")
     _check_channels(images.shape, channels, name)
     if min(images.shape[2:]) < min_size:
         readings = [a for a in likely_axes(images.shape) if a[:2] != "NC"]
-        raise ValueError(f"{name}: {' x '.join(map(str, images.shape[2:]))} pixels came; expected at least {min_size} along every axis"
-                         + (f". By its sizes the array {images.shape} is {readings[0]}, not (N, C, …): load_images(array, axes=\"{readings[0]}\").images puts it in order" if readings else ""))
+        raise ValueError(
+            f"{name}: {' x '.join(map(str, images.shape[2:]))} pixels came; expected at least {min_size} along every"
+            " axis"
+            + (
+                f". By its sizes the array {images.shape} is {readings[0]}, not (N, C, …): load_images(array,"
+                f' axes="{readings[0]}").images puts it in order'
+                if readings
+                else ""
+            )
+        )
     images = _native(images)
     _check_finite(images, name)
-    if labels is None: return images
+    if labels is None:
+        return images
     return images, check_labels(labels, len(images), min_classes)
 
 def _check_finite(images: np.ndarray, name: str, rows: int = 256):
@@ -112,23 +160,35 @@ def _check_finite(images: np.ndarray, name: str, rows: int = 256):
         finite = np.isfinite(images[start:start + rows]).reshape(len(images[start:start + rows]), -1)
         if not finite.all():
             bad = int(np.flatnonzero(~finite.all(1))[0])
-            raise ValueError(f"{name}: {int((~finite[bad]).sum())} NaN or infinite pixels came in {name}[{start + bad}]; expected finite numbers")
+            raise ValueError(
+                f"{name}: {int((~finite[bad]).sum())} NaN or infinite pixels came in {name}[{start + bad}]; expected"
+                " finite numbers"
+            )
 
 def check_labels(labels, n: int, min_classes: int = 2, name: str = "labels") -> np.ndarray:
     "`n` labels in one dimension, at least `min_classes` different ones (\"\" not counted); a ValueError otherwise."
     labels = np.asarray(labels)
     if labels.dtype == object: labels = _strings(labels)
-    if labels.ndim != 1: raise ValueError(f"{name}: an array of shape {labels.shape} came; expected one dimension, a label an image")
+    if labels.ndim != 1:
+        raise ValueError(f"{name}: an array of shape {labels.shape} came; expected one dimension, a label an image")
     if len(labels) != n: raise ValueError(f"{name}: {len(labels)} labels came for {n} images; expected one an image")
     found = np.unique(labels[labels != ""] if labels.dtype.kind == "U" else labels)
     if len(found) < min_classes:
-        came = "no labels" if len(found) == 0 else f"a single class, {str(found[0])!r}," if len(found) == 1 else f"{len(found)} classes"
+        came = (
+            "no labels"
+            if len(found) == 0
+            else f"a single class, {str(found[0])!r}," if len(found) == 1 else f"{len(found)} classes"
+        )
         raise ValueError(f"{name}: {came} came; expected at least {min_classes} classes")
     return labels
 
 def _strings(values) -> np.ndarray:
     "Any column as strings; None and NaN become \"\"."
-    return pd.Series(np.asarray(values, dtype=object)).map(lambda v: "" if v is None or v != v else str(v)).to_numpy(dtype=str)
+    return (
+        pd.Series(np.asarray(values, dtype=object))
+        .map(lambda v: "" if v is None or v != v else str(v))
+        .to_numpy(dtype=str)
+    )
 
 # %% ../../nbs/data/images.ipynb #8cf6f062
 @dataclass(repr=False, eq=False)
@@ -158,29 +218,48 @@ class ImageSet:
     def __post_init__(self):
         self.images = images = np.asarray(self.images)
         if images.dtype.kind not in "uifb" or images.ndim not in (4, 5):
-            raise ValueError(f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W) or (N, C, D, H, W)")
+            raise ValueError(
+                f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W)"
+                " or (N, C, D, H, W)"
+            )
         n = len(images)
         self.labels = np.full(n, "") if self.labels is None else _strings(self.labels)
         self.groups = None if self.groups is None else _strings(self.groups)
         for name in ("labels", "groups", "metadata", "factors"):
             value = getattr(self, name)
-            if value is not None and len(value) != n: raise ValueError(f"{name}: {len(value)} came for {n} images; expected one an image")
+            if value is not None and len(value) != n:
+                raise ValueError(f"{name}: {len(value)} came for {n} images; expected one an image")
             if isinstance(value, pd.DataFrame): setattr(self, name, value.reset_index(drop=True))
         found = sorted(set(self.labels) - {""})
         self.class_names = found if self.class_names is None else [str(c) for c in self.class_names]
-        if set(found) - set(self.class_names): raise ValueError(f"class_names: {self.class_names} came; expected every label among them, also {sorted(set(found) - set(self.class_names))}")
+        if set(found) - set(self.class_names):
+            raise ValueError(
+                f"class_names: {self.class_names} came; expected every label among them, also"
+                f" {sorted(set(found) - set(self.class_names))}"
+            )
         if self.channels is not None: self.channels = [str(c) for c in self.channels]
-        if self.channels is not None and len(self.channels) != images.shape[1]: raise ValueError(f"channels: {len(self.channels)} names came for {images.shape[1]} channels")
-        if self.pixel_size is not None and not 0 < float(self.pixel_size) < np.inf: raise ValueError(f"pixel_size: {self.pixel_size} came; expected µm a pixel, more than 0")
+        if self.channels is not None and len(self.channels) != images.shape[1]:
+            raise ValueError(f"channels: {len(self.channels)} names came for {images.shape[1]} channels")
+        if self.pixel_size is not None and not 0 < float(self.pixel_size) < np.inf:
+            raise ValueError(f"pixel_size: {self.pixel_size} came; expected µm a pixel, more than 0")
 
     def __len__(self): return len(self.images)
 
     def __repr__(self):
         n, c, *size = self.images.shape
         counts = ", ".join(f"{name} {int((self.labels == name).sum())}" for name in self.class_names)
-        parts = [f"{n} image{'s' * (n != 1)} of {' x '.join(map(str, size))} px", f"{c} channel{'s' * (c != 1)}" + (f" ({', '.join(self.channels)})" if self.channels else ""), str(self.images.dtype),
-                 f"{len(self.class_names)} class{'es' * (len(self.class_names) != 1)}: {counts}" if self.class_names else "no labels"]
-        if self.class_names and (self.labels == "").any(): parts.append(f"{int((self.labels == '').sum())} without a label")
+        parts = [
+            f"{n} image{'s' * (n != 1)} of {' x '.join(map(str, size))} px",
+            f"{c} channel{'s' * (c != 1)}" + (f" ({', '.join(self.channels)})" if self.channels else ""),
+            str(self.images.dtype),
+            (
+                f"{len(self.class_names)} class{'es' * (len(self.class_names) != 1)}: {counts}"
+                if self.class_names
+                else "no labels"
+            ),
+        ]
+        if self.class_names and (self.labels == "").any():
+            parts.append(f"{int((self.labels == '').sum())} without a label")
         if self.groups is not None: parts.append(f"{len(set(self.groups))} groups")
         if self.pixel_size is not None: parts.append(f"{self.pixel_size:g} µm a pixel")
         return f"ImageSet({'; '.join(parts)})"
@@ -188,16 +267,25 @@ class ImageSet:
     def subset(self, rows) -> ImageSet:
         "The images of an index array or a boolean mask, in its order; classes without images stay in `class_names`."
         rows = np.asarray(rows)
-        if rows.dtype == bool and rows.shape != (len(self),): raise ValueError(f"rows: a mask of shape {rows.shape} came; expected ({len(self)},)")
+        if rows.dtype == bool and rows.shape != (len(self),):
+            raise ValueError(f"rows: a mask of shape {rows.shape} came; expected ({len(self)},)")
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
-        take = lambda v: None if v is None else v.iloc[rows] if isinstance(v, pd.DataFrame) else v[rows]
-        return replace(self, **{f: take(getattr(self, f)) for f in ("images", "labels", "groups", "metadata", "factors")})
+        def take(v):
+            return None if v is None else v.iloc[rows] if isinstance(v, pd.DataFrame) else v[rows]
+        return replace(
+            self, **{f: take(getattr(self, f)) for f in ("images", "labels", "groups", "metadata", "factors")}
+        )
 
     def select(self, classes) -> ImageSet:
-        "The images of some classes, which are then shown in the order given. Raises ValueError for a class that is not there."
+        """The images of some classes, which are then shown in the order given. Raises ValueError for a class that is
+        not there.
+        """
         classes = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else list(classes)
         unknown = [c for c in classes if c not in self.class_names]
-        if unknown: raise ValueError(f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(self.class_names)}")
+        if unknown:
+            raise ValueError(
+                f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(self.class_names)}"
+            )
         return replace(self.subset(np.isin(self.labels, classes)), class_names=classes)
 
     def plot(self, n: int = 8, seed: int = 0):
@@ -209,21 +297,39 @@ def concat(sets: list[ImageSet]) -> ImageSet:
     "Several image sets of one image size as one; pixel sizes and channels must agree."
     first = sets[0]
     for i, other in enumerate(sets):
-        for what, a, b in [("image size", first.images.shape[1:], other.images.shape[1:]), ("pixel_size", first.pixel_size, other.pixel_size), ("channels", first.channels, other.channels)]:
-            if a != b: raise ValueError(f"sets: {what} {a} came in sets[0] and {b} in sets[{i}]; expected the same")
-    every = lambda f: [getattr(s, f) for s in sets]
-    arrays = lambda f: None if any(v is None for v in every(f)) else np.concatenate(every(f))
-    tables = lambda f: None if any(v is None for v in every(f)) else pd.concat(every(f), ignore_index=True)
-    return replace(first, images=arrays("images"), labels=arrays("labels"), groups=arrays("groups"), metadata=tables("metadata"), factors=tables("factors"),
-                   class_names=list(dict.fromkeys(c for s in sets for c in s.class_names)))
+        for what, a, b in [
+            ("image size", first.images.shape[1:], other.images.shape[1:]),
+            ("pixel_size", first.pixel_size, other.pixel_size),
+            ("channels", first.channels, other.channels),
+        ]:
+            if a != b:
+                raise ValueError(f"sets: {what} {a} came in sets[0] and {b} in sets[{i}]; expected the same")
+    def every(f):
+        return [getattr(s, f) for s in sets]
+    def arrays(f):
+        return None if any(v is None for v in every(f)) else np.concatenate(every(f))
+    def tables(f):
+        return None if any(v is None for v in every(f)) else pd.concat(every(f), ignore_index=True)
+    return replace(
+        first,
+        images=arrays("images"),
+        labels=arrays("labels"),
+        groups=arrays("groups"),
+        metadata=tables("metadata"),
+        factors=tables("factors"),
+        class_names=list(dict.fromkeys(c for s in sets for c in s.class_names)),
+    )
 
 # %% ../../nbs/data/images.ipynb #2c29648a
-_COLOURS = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, .5, 0], [.5, .5, .5]])     # cyan, magenta, yellow, …
+# cyan, magenta, yellow, …
+_COLOURS = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, .5, 0], [.5, .5, .5]])
 
 def to_rgb(images: np.ndarray, low=None, high=None) -> np.ndarray:
-    """Images (N, C, [D,] H, W) as colours (N, H, W, 3) in [0, 1], for looking at: one channel grey, three as RGB, others added up in colours.
+    """Images (N, C, [D,] H, W) as colours (N, H, W, 3) in [0, 1], for looking at: one channel grey, three as RGB,
+    others added up in colours.
 
-    `low`, `high` (C,) are the pixel values shown as black and full; by default the 0.5th and 99.8th percentiles of each channel."""
+    `low`, `high` (C,) are the pixel values shown as black and full; by default the 0.5th and 99.8th percentiles of each
+    channel."""
     images = np.asarray(images, dtype=np.float32)
     if images.ndim == 5: images = images.mean(2)                                            # (N, C, H, W)
     c = images.shape[1]
@@ -238,29 +344,40 @@ def _contact_sheet(cells: ImageSet, n: int, seed: int):
     import matplotlib.pyplot as plt
     if len(cells) == 0: raise ValueError("images: an empty set came; expected at least one image to plot")
     random = np.random.default_rng(seed)
-    rows = [(name, np.flatnonzero(cells.labels == name)) for name in cells.class_names] + [("no label", np.flatnonzero(cells.labels == ""))]
+    rows = [(name, np.flatnonzero(cells.labels == name)) for name in cells.class_names] + [
+        ("no label", np.flatnonzero(cells.labels == ""))
+    ]
     rows = [(name, index) for name, index in rows if len(index)]
     n = min(n, max(len(index) for _, index in rows))
     picks = [np.sort(random.choice(index, min(n, len(index)), replace=False)) for _, index in rows]
     rgb = to_rgb(cells.images[np.concatenate(picks)])                                       # one scale for all rows
-    h, w = rgb.shape[1:3]; gap = max(2, w // 20)
-    width = 0.5 + 0.12 * max(len(name) for name, _ in rows) + 0.8 * n                         # inches: the longest name, and n images
+    h, w = rgb.shape[1:3]
+    gap = max(2, w // 20)
+    # inches: the longest name, and n images
+    width = 0.5 + 0.12 * max(len(name) for name, _ in rows) + 0.8 * n
     figure = plt.figure(figsize=(width, 0.8 * len(rows) * h / w + 0.45), dpi=80, layout="constrained")
-    plt.close(figure)                                                                       # a notebook shows what is returned, once
+    # a notebook shows what is returned, once
+    plt.close(figure)
     panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     start = 0
     for axis, (name, index), pick in zip(panels, rows, picks):
         strip = np.ones((h, n * (w + gap) - gap, 3))
         for i, image in enumerate(rgb[start:start + len(pick)]): strip[:, i * (w + gap):i * (w + gap) + w] = image
         start += len(pick)
-        axis.imshow(strip, interpolation="nearest"); axis.set_xticks([]); axis.set_yticks([])
+        axis.imshow(strip, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
         axis.spines[:].set_visible(False)
         axis.set_ylabel(f"{name}\n({len(index)})", rotation=0, ha="right", va="center", fontsize=11)
-    if cells.pixel_size is not None:                                                        # a round bar of a fifth to a half of the first image
-        bar = max((b for b in (f * 10.0 ** e for e in range(-5, 5) for f in (1, 2, 5)) if b <= 0.5 * w * cells.pixel_size))
-        panels[0].plot([w * .06, w * .06 + bar / cells.pixel_size], [h * .92] * 2, color="white", lw=2.5, solid_capstyle="butt")
+    # a round bar of a fifth to a half of the first image
+    if cells.pixel_size is not None:
+        bar = max(b for b in (f * 10.0**e for e in range(-5, 5) for f in (1, 2, 5)) if b <= 0.5 * w * cells.pixel_size)
+        panels[0].plot(
+            [w * 0.06, w * 0.06 + bar / cells.pixel_size], [h * 0.92] * 2, color="white", lw=2.5, solid_capstyle="butt"
+        )
         panels[0].set_title(f"bar: {bar:g} µm" if bar >= .1 else f"bar: {bar * 1000:g} nm", fontsize=10, loc="left")
-    if cells.attribution: figure.supxlabel(_wrapped(cells.attribution, max(30, int(16 * width))), fontsize=7, x=0.01, ha="left")
+    if cells.attribution:
+        figure.supxlabel(_wrapped(cells.attribution, max(30, int(16 * width))), fontsize=7, x=0.01, ha="left")
     return figure
 
 def _wrapped(text: str, width: int) -> str:
@@ -269,10 +386,26 @@ def _wrapped(text: str, width: int) -> str:
 
 # %% ../../nbs/data/images.ipynb #c209826d
 _SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_MICRONS = {"": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "å": 1e-4, "a": 1e-4}
+_MICRONS = {
+    "": 1.0,
+    "µm": 1.0,
+    "μm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "\\u00b5m": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+    "å": 1e-4,
+    "a": 1e-4,
+}
 
 def _read_tiff(path: Path, axes: str | None):
-    "(array, axes, pixel size in µm or None, channel names or None) from the file's own metadata; `axes` of the caller come first."
+    """(array, axes, pixel size in µm or None, channel names or None) from the file's own metadata; `axes` of the caller
+    come first.
+    """
     import tifffile
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
@@ -281,7 +414,10 @@ def _read_tiff(path: Path, axes: str | None):
         if tif.ome_metadata:
             pixels = re.search(r"<Pixels\b[^>]*>", tif.ome_metadata)
             found = dict(re.findall(r'(PhysicalSizeX|PhysicalSizeXUnit)="([^"]*)"', pixels.group() if pixels else ""))
-            if "PhysicalSizeX" in found: size = float(found["PhysicalSizeX"]) * _MICRONS.get(found.get("PhysicalSizeXUnit", "µm").lower(), np.nan)
+            if "PhysicalSizeX" in found:
+                size = float(found["PhysicalSizeX"]) * _MICRONS.get(
+                    found.get("PhysicalSizeXUnit", "µm").lower(), np.nan
+                )
             names = [html.unescape(n) for n in re.findall(r'<Channel\b[^>]*\bName="([^"]*)"', tif.ome_metadata)] or None
         elif tif.imagej_metadata is not None and "XResolution" in tif.pages[0].tags:
             pixels, per = tif.pages[0].tags["XResolution"].value
@@ -291,10 +427,20 @@ def _read_tiff(path: Path, axes: str | None):
     else:
         # Q and I: tifffile does not know. A short axis is channels; a long one must be named by the caller.
         for letter in "QI":
-            if own.count(letter) == 1 and array.shape[own.index(letter)] <= MAX_CHANNELS and "C" not in own and "S" not in own: own = own.replace(letter, "C")
+            if (
+                own.count(letter) == 1
+                and array.shape[own.index(letter)] <= MAX_CHANNELS
+                and "C" not in own
+                and "S" not in own
+            ):
+                own = own.replace(letter, "C")
         squeeze = [i for i, a in enumerate(own) if a not in "NCZYXSTI" and array.shape[i] == 1]
         array, own = array.squeeze(tuple(squeeze)), "".join(a for i, a in enumerate(own) if i not in squeeze)
-        if array.ndim > 2 and "Q" in own: raise ValueError(f'an axis of {array.shape} has no name in the file; expected axes=, e.g. "{"ZYX" if array.ndim == 3 else "CZYX"}"')
+        if array.ndim > 2 and "Q" in own:
+            raise ValueError(
+                f"an axis of {array.shape} has no name in the file; expected axes=, e.g."
+                f' "{"ZYX" if array.ndim == 3 else "CZYX"}"'
+            )
     return array, own, size if size is None or np.isfinite(size) else None, names
 
 def _fit(axes: str, ndim: int) -> str:
@@ -303,7 +449,9 @@ def _fit(axes: str, ndim: int) -> str:
     return letters.replace("N", "") if len(letters) == ndim + 1 else letters
 
 def _read_file(path: Path, axes: str | None):
-    "One image file as (array (n, C, …), pixel size, channel names); ValueError with the file's name where it cannot be read."
+    """One image file as (array (n, C, …), pixel size, channel names); ValueError with the file's name where it cannot
+    be read.
+    """
     try:
         if path.suffix.lower() in (".tif", ".tiff"): array, own, size, names = _read_tiff(path, axes)
         else:
@@ -312,43 +460,84 @@ def _read_file(path: Path, axes: str | None):
             if array.ndim == 3 and array.shape[2] in (2, 4): array = array[..., :-1]            # opacity is no signal
             own = "YXC" if array.ndim == 3 else "YX"
             if axes is not None: own = _fit(axes, array.ndim)
-        n_channels = dict(zip(own.translate(_ALIAS), array.shape)).get("C")                     # load_images counts them, when all files are read
+        # load_images counts them, when all files are read
+        n_channels = dict(zip(own.translate(_ALIAS), array.shape)).get("C")
         return as_nchw(array, own, n_channels, path.name), size, names
-    except Exception as error:                                                                  # any of the readers' many kinds
-        raise ValueError(f"source: cannot read {path.parent.name}/{path.name}: {str(error) or type(error).__name__}") from error
+    # any of the readers' many kinds
+    except Exception as error:
+        raise ValueError(
+            f"source: cannot read {path.parent.name}/{path.name}: {str(error) or type(error).__name__}"
+        ) from error
 
 def _read_folder(folder: Path, axes: str | None, pixel_size: float | None = None):
-    "(images, labels or None, class_names, files, pixel size, channel names) of a folder of files, or of one sub-folder a class."
-    images_of = lambda f: sorted(p for p in f.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    """(images, labels or None, class_names, files, pixel size, channel names) of a folder of files, or of one
+    sub-folder a class.
+    """
+    def images_of(f):
+        return sorted(
+            p for p in f.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")
+        )
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     loose = images_of(folder)
-    if loose and classes: raise ValueError(f"source: {folder.name} holds both images ({loose[0].name}, …) and folders ({classes[0].name}, …); expected one sub-folder a class, or images alone")
+    if loose and classes:
+        raise ValueError(
+            f"source: {folder.name} holds both images ({loose[0].name}, …) and folders ({classes[0].name}, …); expected"
+            " one sub-folder a class, or images alone"
+        )
     files = [(p, c.name) for c in classes for p in images_of(c)] if classes else [(p, "") for p in loose]
     empty = [c.name for c in classes if not images_of(c)]
-    if empty or not files: raise ValueError(f"source: no images in {'/'.join([folder.name] + empty[:1])}; expected files ending in {', '.join(_SUFFIXES)}, in one sub-folder a class")
+    if empty or not files:
+        raise ValueError(
+            f"source: no images in {'/'.join([folder.name] + empty[:1])}; expected files ending in"
+            f" {', '.join(_SUFFIXES)}, in one sub-folder a class"
+        )
     read = []
     for path, label in files:
         images, size, names = _read_file(path, axes)
         if read and images.shape[1:] != read[0][1].shape[1:]:
-            raise ValueError(f"source: mixed sizes: {_short(files[0][0], folder)} is {read[0][1].shape[1:]}, {_short(path, folder)} is {images.shape[1:]} (channels first); expected one size: "
-                             "crop or resize them, or cut crops by crops_from_masks")
-        if read and pixel_size is None and None not in (size, read[0][2]) and not np.isclose(size, read[0][2], rtol=1e-4):
-            raise ValueError(f"source: mixed pixel sizes: {_short(files[0][0], folder)} has {read[0][2]:g} µm, {_short(path, folder)} has {size:g} µm; expected one, or pixel_size=")
+            raise ValueError(
+                f"source: mixed sizes: {_short(files[0][0], folder)} is {read[0][1].shape[1:]}, {_short(path, folder)}"
+                f" is {images.shape[1:]} (channels first); expected one size: crop or resize them, or cut crops by"
+                " crops_from_masks"
+            )
+        if (
+            read
+            and pixel_size is None
+            and None not in (size, read[0][2])
+            and not np.isclose(size, read[0][2], rtol=1e-4)
+        ):
+            raise ValueError(
+                f"source: mixed pixel sizes: {_short(files[0][0], folder)} has {read[0][2]:g} µm,"
+                f" {_short(path, folder)} has {size:g} µm; expected one, or pixel_size="
+            )
         read.append((path, images, size, label, names))
-    repeat = lambda values: np.repeat(np.array(values, dtype=str), [len(r[1]) for r in read])
-    return (np.concatenate([r[1] for r in read]), repeat([r[3] for r in read]) if classes else None, [c.name for c in classes] or None,
-            repeat([_short(r[0], folder) for r in read]), read[0][2], read[0][4])
+    def repeat(values):
+        return np.repeat(np.array(values, dtype=str), [len(r[1]) for r in read])
+    return (
+        np.concatenate([r[1] for r in read]),
+        repeat([r[3] for r in read]) if classes else None,
+        [c.name for c in classes] or None,
+        repeat([_short(r[0], folder) for r in read]),
+        read[0][2],
+        read[0][4],
+    )
 
 def _short(path: Path, folder: Path) -> str: return path.relative_to(folder).as_posix()
 
 # %% ../../nbs/data/images.ipynb #fb5b9208
 def _read_arrays(arrays, attributes: dict, axes: str | None, channels):
-    "(images, labels or None, class_names or None, groups or None) from named arrays: `images` with `labels`, or one array a class."
+    """(images, labels or None, class_names or None, groups or None) from named arrays: `images` with `labels`, or one
+    array a class.
+    """
     names = sorted(arrays)
     def read(name):
         try: return np.asarray(arrays[name][...])
         except Exception as error:
-            why = "it holds Python objects, which are never unpickled" if "pickle" in str(error).lower() else str(error) or type(error).__name__
+            why = (
+                "it holds Python objects, which are never unpickled"
+                if "pickle" in str(error).lower()
+                else str(error) or type(error).__name__
+            )
             raise ValueError(f"source: cannot read array {name}: {why}") from error
     key = next((k for k in ("images", "volumes") if k in names), None)
     axes = axes or attributes.get("axes")
@@ -357,18 +546,32 @@ def _read_arrays(arrays, attributes: dict, axes: str | None, channels):
         images = as_nchw(images, axes or guess_axes(images.shape, key, stack=labels is not None), channels, name=key)
         classes = read("classes") if "classes" in names else attributes.get("classes")
         if labels is not None and classes is not None and labels.dtype.kind in "ui":
-            if len(labels) and labels.max() >= len(classes): raise ValueError(f"labels: class number {labels.max()} came with {len(classes)} names in classes")
+            if len(labels) and labels.max() >= len(classes):
+                raise ValueError(f"labels: class number {labels.max()} came with {len(classes)} names in classes")
             labels = np.asarray(classes, dtype=str)[labels]
-        return images, labels, None if classes is None else [str(c) for c in classes], read("groups") if "groups" in names else None
+        return (
+            images,
+            labels,
+            None if classes is None else [str(c) for c in classes],
+            read("groups") if "groups" in names else None,
+        )
     stacks = [read(name) for name in names]
     if not stacks: raise ValueError("source: no arrays in it; expected images and labels, or one array a class")
     if axes is None:
         for name, s in zip(names, stacks):
-            if s.shape[1:] != stacks[0].shape[1:]: raise ValueError(f"source: mixed sizes: array {names[0]} is {stacks[0].shape}, {name} is {s.shape}; expected one array a class, of one image size")
+            if s.shape[1:] != stacks[0].shape[1:]:
+                raise ValueError(
+                    f"source: mixed sizes: array {names[0]} is {stacks[0].shape}, {name} is {s.shape}; expected one"
+                    " array a class, of one image size"
+                )
         axes = guess_axes((sum(map(len, stacks)),) + stacks[0].shape[1:], "source", stack=True)
     stacks = [as_nchw(s, axes, channels, name=name) for name, s in zip(names, stacks)]
     for name, s in zip(names, stacks):
-        if s.shape[1:] != stacks[0].shape[1:]: raise ValueError(f"source: mixed sizes: array {names[0]} is {stacks[0].shape}, {name} is {s.shape}; expected one image size")
+        if s.shape[1:] != stacks[0].shape[1:]:
+            raise ValueError(
+                f"source: mixed sizes: array {names[0]} is {stacks[0].shape}, {name} is {s.shape}; expected one image"
+                " size"
+            )
     return np.concatenate(stacks), np.repeat(names, [len(s) for s in stacks]), names, None
 
 def _read_zarr(path: Path):
@@ -377,9 +580,14 @@ def _read_zarr(path: Path):
     try:
         store = zarr.open(path, mode="r")
         arrays = {"images": store} if isinstance(store, zarr.Array) else dict(store.arrays())
-    except Exception as error: raise ValueError(f"source: cannot read {path.name} as a zarr store: {str(error) or type(error).__name__}") from error
-    for name, array in arrays.items():                                                          # a codec that runs code is not left to the version of a library
-        if "pickle" in str({k: v for k, v in array.metadata.to_dict().items() if k != "attributes"}): raise ValueError(f"source: array {name} of {path.name} is pickled, which is never opened")
+    except Exception as error:
+        raise ValueError(
+            f"source: cannot read {path.name} as a zarr store: {str(error) or type(error).__name__}"
+        ) from error
+    # a codec that runs code is not left to the version of a library
+    for name, array in arrays.items():
+        if "pickle" in str({k: v for k, v in array.metadata.to_dict().items() if k != "attributes"}):
+            raise ValueError(f"source: array {name} of {path.name} is pickled, which is never opened")
     return arrays, dict(store.attrs)
 
 # %% ../../nbs/data/images.ipynb #09b347cf
@@ -392,26 +600,40 @@ def load_images(source, axes: str | None = None, *, channels=None, pixel_size: f
     channels : names of the channels, or their number; needed for more than 8
     pixel_size : µm a pixel; read from OME and ImageJ files if this is None
     metadata : a CSV path or DataFrame; its column `file` (path inside the folder) joins it, else the order of rows
-    label_column, group_column : its columns that hold labels and groups; default `label` and `group` if they are there. Several group columns are joined by `_`
+    label_column, group_column : its columns that hold labels and groups; default `label` and `group` if they are there.
+        Several group columns are joined by `_`
 
     Returns an ImageSet. Raises ValueError (what came, what was expected), FileNotFoundError."""
     labels = classes = groups = files = names = size = None
     argument = "metadata"
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
-        if not path.exists(): raise FileNotFoundError(f"source: {source} does not exist; expected a folder, an .npz, .npy or .tif file, or a zarr store")
-        zarr_like = path.is_dir() and (path.suffix == ".zarr" or any((path / f).exists() for f in ("zarr.json", ".zgroup", ".zarray")))
+        if not path.exists():
+            raise FileNotFoundError(
+                f"source: {source} does not exist; expected a folder, an .npz, .npy or .tif file, or a zarr store"
+            )
+        zarr_like = path.is_dir() and (
+            path.suffix == ".zarr" or any((path / f).exists() for f in ("zarr.json", ".zgroup", ".zarray"))
+        )
         beside = path / "metadata.csv" if path.is_dir() else path.with_suffix(".csv")
-        if metadata is None and beside.exists() and (path.is_dir() or path.suffix in (".npz", ".npy")): metadata, argument = beside, f"metadata ({beside.name}, found with the source)"
+        if metadata is None and beside.exists() and (path.is_dir() or path.suffix in (".npz", ".npy")):
+            metadata, argument = beside, f"metadata ({beside.name}, found with the source)"
         if zarr_like or path.suffix == ".npz":
             arrays, attributes = _read_zarr(path) if zarr_like else (_open_numpy(path), {})
             images, labels, classes, groups = _read_arrays(arrays, attributes, axes, channels)
             names, size = attributes.get("channels"), attributes.get("pixel_size")
-            if size is None and "pixel_size" in arrays: size = float(np.asarray(arrays["pixel_size"][...]))
-        elif path.is_dir(): images, labels, classes, files, size, names = _read_folder(path, axes, pixel_size)
-        elif path.suffix == ".npy": images = as_nchw(_open_numpy(path), axes, channels, name=path.name)
-        elif path.suffix.lower() in (".tif", ".tiff"): images, size, names = _read_file(path, axes or _stack_axes(path))
-        else: raise ValueError(f"source: {path.name} came; expected a folder, an .npz, .npy or .tif file, or a zarr store")
+            if size is None and "pixel_size" in arrays:
+                size = float(np.asarray(arrays["pixel_size"][...]))
+        elif path.is_dir():
+            images, labels, classes, files, size, names = _read_folder(path, axes, pixel_size)
+        elif path.suffix == ".npy":
+            images = as_nchw(_open_numpy(path), axes, channels, name=path.name)
+        elif path.suffix.lower() in (".tif", ".tiff"):
+            images, size, names = _read_file(path, axes or _stack_axes(path))
+        else:
+            raise ValueError(
+                f"source: {path.name} came; expected a folder, an .npz, .npy or .tif file, or a zarr store"
+            )
     else: images = as_nchw(source, axes, channels, name="source")
     if images.dtype.kind not in "uifb": raise ValueError(f"source: dtype {images.dtype} came; expected numbers")
     names = names if names is not None and len(names) == images.shape[1] else None
@@ -420,19 +642,31 @@ def load_images(source, axes: str | None = None, *, channels=None, pixel_size: f
     table = _read_table(metadata, group_column)
     if files is not None: table = _join(table, files)
     if table is not None:
-        if len(table) != len(images): raise ValueError(f"{argument}: {len(table)} rows came for {len(images)} images; expected one an image")
-        if label_column or (labels is None and "label" in table): labels, classes = _column(table, label_column or "label", "label_column"), None
+        if len(table) != len(images):
+            raise ValueError(f"{argument}: {len(table)} rows came for {len(images)} images; expected one an image")
+        if label_column or (labels is None and "label" in table):
+            labels, classes = _column(table, label_column or "label", "label_column"), None
         if group_column or (groups is None and "group" in table):
             columns = [group_column or "group"] if isinstance(group_column, (str, type(None))) else list(group_column)
             groups = pd.DataFrame({c: _column(table, c, "group_column") for c in columns}).agg("_".join, axis=1)
-    elif label_column or group_column: raise ValueError(f"{'label_column' if label_column else 'group_column'}: a column name came without a table; expected metadata= as well")
+    elif label_column or group_column:
+        raise ValueError(
+            f"{'label_column' if label_column else 'group_column'}: a column name came without a table; expected"
+            " metadata= as well"
+        )
     names = channels if isinstance(channels, (list, tuple)) else names
-    return ImageSet(images, labels, classes, groups, table, pixel_size=size if pixel_size is None else pixel_size, channels=names)
+    return ImageSet(
+        images, labels, classes, groups, table, pixel_size=size if pixel_size is None else pixel_size, channels=names
+    )
 
 def _open_numpy(path: Path):
     try: return np.load(path, allow_pickle=False)
     except Exception as error:
-        why = "it holds Python objects, which are never unpickled" if "pickle" in str(error) else str(error) or type(error).__name__
+        why = (
+            "it holds Python objects, which are never unpickled"
+            if "pickle" in str(error)
+            else str(error) or type(error).__name__
+        )
         raise ValueError(f"source: cannot read {path.name} as a numpy file: {why}") from error
 
 def _stack_axes(path: Path) -> str | None:
@@ -448,18 +682,36 @@ def _read_table(metadata, group_column) -> pd.DataFrame | None:
     path = Path(metadata).expanduser()
     if not path.exists(): raise FileNotFoundError(f"metadata: {metadata} does not exist; expected a CSV file")
     columns = [group_column] if isinstance(group_column, str) else group_column or []
-    try: return pd.read_csv(path, dtype={c: str for c in [*columns, "group", "label", "file"]})             # well 005 must not become 5
-    except Exception as error: raise ValueError(f"metadata: cannot read {path.name} as CSV: {str(error) or type(error).__name__}") from error
+    # well 005 must not become 5
+    try:
+        return pd.read_csv(path, dtype={c: str for c in [*columns, "group", "label", "file"]})
+    except Exception as error:
+        raise ValueError(f"metadata: cannot read {path.name} as CSV: {str(error) or type(error).__name__}") from error
 
 def _join(table: pd.DataFrame | None, files: np.ndarray) -> pd.DataFrame:
     "One row a file, in the order of the files; a table without a column `file` must have a row an image."
-    if table is None or "file" not in table: return pd.DataFrame({"file": files}) if table is None else table.assign(file=files) if len(table) == len(files) else table
+    if table is None or "file" not in table:
+        return (
+            pd.DataFrame({"file": files})
+            if table is None
+            else table.assign(file=files) if len(table) == len(files) else table
+        )
     known = table.drop_duplicates("file").set_index("file")
-    if len(known) != len(table): raise ValueError(f"metadata: file {table.file[table.file.duplicated()].iloc[0]} has several rows; expected one a file")
+    if len(known) != len(table):
+        raise ValueError(
+            f"metadata: file {table.file[table.file.duplicated()].iloc[0]} has several rows; expected one a file"
+        )
     missing = [f for f in files if f not in known.index]
-    if missing: raise ValueError(f"metadata: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its path inside the folder in the column file")
+    if missing:
+        raise ValueError(
+            f"metadata: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its path"
+            " inside the folder in the column file"
+        )
     return known.loc[files].rename_axis("file").reset_index()
 
 def _column(table: pd.DataFrame, name: str, argument: str) -> np.ndarray:
-    if name not in table: raise ValueError(f"{argument}: {name!r} came; expected a column of the table: {', '.join(map(str, table.columns))}")
+    if name not in table:
+        raise ValueError(
+            f"{argument}: {name!r} came; expected a column of the table: {', '.join(map(str, table.columns))}"
+        )
     return _strings(table[name])

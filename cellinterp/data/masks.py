@@ -4,16 +4,20 @@
 
 # %% ../../nbs/data/masks.ipynb #064372ca
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from .images import ImageSet, concat, MAX_CHANNELS
+
+from .images import MAX_CHANNELS, ImageSet, concat
 
 # %% auto #0
 __all__ = ['crops_from_masks']
 
 # %% ../../nbs/data/masks.ipynb #ac8885a7
-def crops_from_masks(image, labels, size: int, pixel_size: float | None = None, channels: list[str] | None = None, source: str = "") -> ImageSet:
+def crops_from_masks(
+    image, labels, size: int, pixel_size: float | None = None, channels: list[str] | None = None, source: str = ""
+) -> ImageSet:
     """One crop an object of a label image.
 
     image : (H, W) or (C, H, W) or (H, W, C); with volumes (D, H, W), (C, D, H, W) or (D, H, W, C)
@@ -25,38 +29,83 @@ def crops_from_masks(image, labels, size: int, pixel_size: float | None = None, 
 
     Several fields: lists of images and labels, and a list of names in `source`.
 
-    Returns an ImageSet in the order of the object numbers. Its metadata: label, centroid_y, centroid_x (and centroid_z) in pixels of the field, area in pixels (area_um2, or volume_um3, if `pixel_size` is known),
+    Returns an ImageSet in the order of the object numbers. Its metadata: label, centroid_y, centroid_x (and centroid_z)
+    in pixels of the field, area in pixels (area_um2, or volume_um3, if `pixel_size` is known),
     touches_edge, padded, source. Raises ValueError where shapes do not fit and where there is no object."""
     if isinstance(image, (list, tuple)):
         names = [f"field {i}" for i in range(len(image))] if source == "" else list(source)
-        if not len(image) == len(labels) == len(names): raise ValueError(f"labels: {len(image)} images, {len(labels)} label images and {len(names)} names came; expected as many of each")
+        if not len(image) == len(labels) == len(names):
+            raise ValueError(
+                f"labels: {len(image)} images, {len(labels)} label images and {len(names)} names came; expected as many"
+                " of each"
+            )
         return concat([crops_from_masks(i, l, size, pixel_size, channels, s) for i, l, s in zip(image, labels, names)])
     image, labels = np.asarray(image), np.asarray(labels)
-    if labels.dtype.kind not in "ui": raise ValueError(f"labels: dtype {labels.dtype} came; expected integers, 0 = background and a number an object (skimage.measure.label numbers the objects of a yes-or-no mask)")
-    if labels.ndim not in (2, 3): raise ValueError(f"labels: an array of shape {labels.shape} came; expected (H, W) or (D, H, W)")
-    if image.shape == labels.shape: image = image[None]
-    elif image.shape[:-1] == labels.shape: image = np.moveaxis(image, -1, 0)
-    if image.shape[1:] != labels.shape: raise ValueError(f"image: shape {image.shape} came with labels of shape {labels.shape}; expected the same height and width, and channels first or last")
-    if channels is None and len(image) > MAX_CHANNELS: raise ValueError(f"image: {len(image)} channels came; expected at most {MAX_CHANNELS} unless channels= names them")
-    if int(size) != size or size < 2: raise ValueError(f"size: {size} came; expected a whole number of pixels, at least 2")
-    if labels.size and labels.min() < 0: raise ValueError(f"labels: {labels.min()} came; expected 0 = background and positive numbers")
-    numbers, compact = np.unique(labels, return_inverse=True)                                        # numbers may have gaps, and be large
-    compact = compact.reshape(labels.shape) + (0 if len(numbers) and numbers[0] == 0 else 1)         # background 0, objects 1, 2, …
+    if labels.dtype.kind not in "ui":
+        raise ValueError(
+            f"labels: dtype {labels.dtype} came; expected integers, 0 = background and a number an object"
+            " (skimage.measure.label numbers the objects of a yes-or-no mask)"
+        )
+    if labels.ndim not in (2, 3):
+        raise ValueError(f"labels: an array of shape {labels.shape} came; expected (H, W) or (D, H, W)")
+    if image.shape == labels.shape:
+        image = image[None]
+    elif image.shape[:-1] == labels.shape:
+        image = np.moveaxis(image, -1, 0)
+    if image.shape[1:] != labels.shape:
+        raise ValueError(
+            f"image: shape {image.shape} came with labels of shape {labels.shape}; expected the same height and width,"
+            " and channels first or last"
+        )
+    if channels is None and len(image) > MAX_CHANNELS:
+        raise ValueError(
+            f"image: {len(image)} channels came; expected at most {MAX_CHANNELS} unless channels= names them"
+        )
+    if int(size) != size or size < 2:
+        raise ValueError(f"size: {size} came; expected a whole number of pixels, at least 2")
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"labels: {labels.min()} came; expected 0 = background and positive numbers")
+    # numbers may have gaps, and be large
+    numbers, compact = np.unique(labels, return_inverse=True)
+    # background 0, objects 1, 2, …
+    compact = compact.reshape(labels.shape) + (0 if len(numbers) and numbers[0] == 0 else 1)
     numbers = numbers[numbers > 0]
-    if len(numbers) == 0: raise ValueError("labels: no object came; expected at least one number above 0")
-    boxes, objects, ones = ndimage.find_objects(compact), np.arange(1, len(numbers) + 1), np.ones(labels.shape, np.uint8)
+    if len(numbers) == 0:
+        raise ValueError("labels: no object came; expected at least one number above 0")
+    boxes, objects, ones = (
+        ndimage.find_objects(compact),
+        np.arange(1, len(numbers) + 1),
+        np.ones(labels.shape, np.uint8),
+    )
 
-    area = np.bincount(compact.ravel(), minlength=len(numbers) + 1)[1:]                              # (n,)
-    centroid = np.array(ndimage.center_of_mass(ones, compact, objects))                              # (n, 2 | 3)
-    start = np.floor(centroid + 0.5).astype(int) - size // 2                                         # the window's first pixel along every axis
+    area = np.bincount(compact.ravel(), minlength=len(numbers) + 1)[1:]  # (n,)
+    centroid = np.array(ndimage.center_of_mass(ones, compact, objects))  # (n, 2 | 3)
+    # the window's first pixel along every axis
+    start = np.floor(centroid + 0.5).astype(int) - size // 2
     shape = np.array(labels.shape)
     padded = (start < 0).any(1) | (start + size > shape).any(1)
     touches = np.array([any(s.start == 0 or s.stop == n for s, n in zip(box, shape)) for box in boxes])
-    # Reflected indices instead of a padded copy of the field: …2 1 0 1 2… at either edge, as often as a small field needs.
+    # Reflected indices instead of a padded copy of the field: …2 1 0 1 2… at either edge, as often as a small field
+    # needs.
     reflect = [np.abs((np.arange(-size, n + size) + n - 1) % max(2 * (n - 1), 1) - (n - 1)) for n in shape]
-    crops = np.stack([image[(slice(None), *np.ix_(*(r[s + size:s + 2 * size] for r, s in zip(reflect, corner))))] for corner in start])     # (n, C, [size,] size, size)
+    # (n, C, [size,] size, size)
+    crops = np.stack(
+        [
+            image[(slice(None), *np.ix_(*(r[s + size : s + 2 * size] for r, s in zip(reflect, corner))))]
+            for corner in start
+        ]
+    )
 
-    table = pd.DataFrame({"label": numbers, **{f"centroid_{a}": c for a, c in zip("zyx"[-labels.ndim:], centroid.T)}, "area": area})
-    if pixel_size is not None: table["area_um2" if labels.ndim == 2 else "volume_um3"] = area * float(pixel_size) ** labels.ndim
+    table = pd.DataFrame(
+        {"label": numbers, **{f"centroid_{a}": c for a, c in zip("zyx"[-labels.ndim :], centroid.T)}, "area": area}
+    )
+    if pixel_size is not None:
+        table["area_um2" if labels.ndim == 2 else "volume_um3"] = area * float(pixel_size) ** labels.ndim
     table = table.assign(touches_edge=touches, padded=padded, source=str(source))
-    return ImageSet(crops, groups=None if source == "" else np.full(len(numbers), str(source)), metadata=table, pixel_size=pixel_size, channels=channels)
+    return ImageSet(
+        crops,
+        groups=None if source == "" else np.full(len(numbers), str(source)),
+        metadata=table,
+        pixel_size=pixel_size,
+        channels=channels,
+    )

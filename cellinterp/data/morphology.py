@@ -19,7 +19,8 @@ MORPHOLOGY = ["area", "eccentricity", "ecc_cos2", "ecc_sin2", "solidity", "inten
 def otsu(values: np.ndarray, n_bins: int = 128) -> np.ndarray:
     """Otsu's threshold of each row: the upper edge of the last bin below the best cut.
 
-    values : (N, P), finite. Returns (N,), on the scale of the values. Within one bin of `skimage.filters.threshold_otsu`.
+    values : (N, P), finite. Returns (N,), on the scale of the values. Within one bin of
+        `skimage.filters.threshold_otsu`.
     Otsu 1979, IEEE Trans. Syst. Man Cybern. 9:62.
     """
     n = len(values)
@@ -47,7 +48,8 @@ def measure(
     images : (N, H, W) or (N, C, H, W), any numeric dtype, or an ImageSet, whose `pixel_size` is taken.
     Lengths are in pixels, or in µm when `pixel_size` is known. θ in `ecc_cos2`, `ecc_sin2` runs from the horizontal
     axis, counter-clockwise on the screen: a horizontal cell has ecc_cos2 > 0, one along "/" has ecc_sin2 > 0.
-    An image with nothing in it (constant, not finite, or no component above the noise) gives a row of NaN, never an error.
+    An image with nothing in it (constant, not finite, or no component above the noise) gives a row of NaN, never an
+    error.
     Raises ValueError for an array that is not a stack of 2-D images, or a channel that is not there.
     """
     if hasattr(images, "images"):
@@ -175,10 +177,22 @@ def _measure(images):
             hull[k] = 1.0
 
     columns = dict(
-        area=area[chosen], eccentricity=ecc, ecc_cos2=ecc * np.cos(two_theta), ecc_sin2=ecc * np.sin(two_theta),
-        solidity=hull, intensity=(value_sum / area)[chosen], texture=texture[chosen], perimeter=outline,
-        compactness=4 * np.pi * area[chosen] / np.maximum(outline, 1) ** 2, major_axis=4 * np.sqrt(l1), minor_axis=4 * np.sqrt(l2),
-        integrated=value_sum[chosen], peak=peak[chosen], n_components=np.bincount(owner[near], minlength=n)[i],
-        second_area=second[i] / area[chosen], extent=gyration[i])
+        area=area[chosen],
+        eccentricity=ecc,
+        ecc_cos2=ecc * np.cos(two_theta),
+        ecc_sin2=ecc * np.sin(two_theta),
+        solidity=hull,
+        intensity=(value_sum / area)[chosen],
+        texture=texture[chosen],
+        perimeter=outline,
+        compactness=4 * np.pi * area[chosen] / np.maximum(outline, 1) ** 2,
+        major_axis=4 * np.sqrt(l1),
+        minor_axis=4 * np.sqrt(l2),
+        integrated=value_sum[chosen],
+        peak=peak[chosen],
+        n_components=np.bincount(owner[near], minlength=n)[i],
+        second_area=second[i] / area[chosen],
+        extent=gyration[i],
+    )
     out[i] = np.stack([columns[name] for name in MORPHOLOGY], 1)
     return out

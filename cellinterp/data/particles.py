@@ -4,10 +4,13 @@
 
 # %% ../../nbs/data/particles.ipynb #518036ee
 from __future__ import annotations
+
 import os
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .images import ImageSet
 from .volumes import read_volume
 
@@ -16,9 +19,12 @@ __all__ = ['EULER', 'relion_rotations', 'relion_angles', 'read_particles', 'cut_
 
 # %% ../../nbs/data/particles.ipynb #7853b2c9
 def relion_rotations(angles) -> np.ndarray:
-    "RELION's (rot, tilt, psi) in degrees to the matrices that turn the reference into the particle: (N, 3) → (N, 3, 3)."
+    """RELION's (rot, tilt, psi) in degrees to the matrices that turn the reference into the particle: (N, 3) → (N, 3,
+    3).
+    """
     angles = np.asarray(angles, dtype=float)
-    if angles.ndim != 2 or angles.shape[1] != 3: raise ValueError(f"angles: the shape {angles.shape} came; expected (N, 3): rot, tilt and psi in degrees")
+    if angles.ndim != 2 or angles.shape[1] != 3:
+        raise ValueError(f"angles: the shape {angles.shape} came; expected (N, 3): rot, tilt and psi in degrees")
     (cf, ct, cp), (sf, st, sp) = np.cos(t := np.deg2rad(angles).T), np.sin(t)
     return np.stack([np.stack([cp * ct * cf - sp * sf, cp * ct * sf + sp * cf, -cp * st], -1),
                      np.stack([-sp * ct * cf - cp * sf, -sp * ct * sf + cp * cf, sp * st], -1),
@@ -26,30 +32,46 @@ def relion_rotations(angles) -> np.ndarray:
 
 
 def relion_angles(rotations) -> np.ndarray:
-    "The way back, (N, 3, 3) → (N, 3) degrees, tilt in 0 … 180. Where tilt is 0 or 180 only one of rot and psi is determined: rot is 0 then."
+    """The way back, (N, 3, 3) → (N, 3) degrees, tilt in 0 … 180. Where tilt is 0 or 180 only one of rot and psi is
+    determined: rot is 0 then.
+    """
     R = np.asarray(rotations, dtype=float)
-    if R.ndim != 3 or R.shape[1:] != (3, 3): raise ValueError(f"rotations: the shape {R.shape} came; expected (N, 3, 3)")
+    if R.ndim != 3 or R.shape[1:] != (3, 3):
+        raise ValueError(f"rotations: the shape {R.shape} came; expected (N, 3, 3)")
     sine = np.hypot(R[:, 2, 0], R[:, 2, 1])
     upright = sine < 1e-7
     rot = np.where(upright, 0, np.arctan2(R[:, 2, 1], R[:, 2, 0]))
-    psi = np.where(upright, np.arctan2(R[:, 0, 1], R[:, 0, 0] * np.sign(R[:, 2, 2])), np.arctan2(R[:, 1, 2], -R[:, 0, 2]))
+    psi = np.where(
+        upright, np.arctan2(R[:, 0, 1], R[:, 0, 0] * np.sign(R[:, 2, 2])), np.arctan2(R[:, 1, 2], -R[:, 0, 2])
+    )
     return np.rad2deg(np.stack([rot, np.arctan2(sine, R[:, 2, 2]), psi], -1))
 
 # %% ../../nbs/data/particles.ipynb #d961025c
 _XYZ = ["x", "y", "z"]
 EULER = ["rot", "tilt", "psi"]
 _ANGLES = [f"rlnAngle{a}" for a in ("Rot", "Tilt", "Psi")]
-_PIXEL = ("rlnImagePixelSize", "rlnTomoTiltSeriesPixelSize", "rlnPixelSize", "rlnMicrographPixelSize", "rlnDetectorPixelSize")
+_PIXEL = (
+    "rlnImagePixelSize",
+    "rlnTomoTiltSeriesPixelSize",
+    "rlnPixelSize",
+    "rlnMicrographPixelSize",
+    "rlnDetectorPixelSize",
+)
 
 
 def _star_table(path: Path) -> pd.DataFrame:
     "The particles of a .star file with their optics group's columns; ValueError where it holds no table of particles."
     import starfile
-    try: blocks = starfile.read(path, always_dict=True)
-    except Exception as error: raise ValueError(f"path: cannot read {path.name} as a .star file: {str(error) or type(error).__name__}") from error
+    try:
+        blocks = starfile.read(path, always_dict=True)
+    except Exception as error:
+        raise ValueError(
+            f"path: cannot read {path.name} as a .star file: {str(error) or type(error).__name__}"
+        ) from error
     tables = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
     table = tables.get("particles", next((t for name, t in tables.items() if name != "optics"), None))
-    if table is None: raise ValueError(f"path: {path.name} holds no table; expected a block data_particles, or a single loop")
+    if table is None:
+        raise ValueError(f"path: {path.name} holds no table; expected a block data_particles, or a single loop")
     optics = tables.get("optics")
     if optics is not None and {"rlnOpticsGroup"} <= set(optics) & set(table):
         fresh = ["rlnOpticsGroup"] + [c for c in optics if c not in table]
@@ -74,49 +96,91 @@ def read_particles(path, pixel_size: float | None = None, shape=None, need=("x",
             if f"rlnCoordinate{a}" in table:
                 table[a.lower()] = table[f"rlnCoordinate{a}"].astype(float)
                 if f"rlnOrigin{a}Angst" in table and (table[f"rlnOrigin{a}Angst"] != 0).any():
-                    if size is None: raise ValueError(f"pixel_size: {path.name} has origins in Å and no pixel size; pass pixel_size=")
+                    if size is None:
+                        raise ValueError(
+                            f"pixel_size: {path.name} has origins in Å and no pixel size; pass pixel_size="
+                        )
                     table[a.lower()] -= table[f"rlnOrigin{a}Angst"].astype(float) / size
             elif f"rlnCenteredCoordinate{a}Angst" in table:
-                if size is None or shape is None: raise ValueError(f"shape: {path.name} counts coordinates in Å from the middle of the tomogram; pass shape= (D, H, W) and pixel_size=")
-                table[a.lower()] = table[f"rlnCenteredCoordinate{a}Angst"].astype(float) / size + tuple(shape)[::-1]["XYZ".index(a)] / 2
-        for short, name in [*zip(EULER, _ANGLES), ("label", "cellinterpClassName" if "cellinterpClassName" in table else "rlnClassNumber"), ("tomogram", "rlnTomoName" if "rlnTomoName" in table else "rlnMicrographName")]:
-            if name in table: table[short] = table[name]
+                if size is None or shape is None:
+                    raise ValueError(
+                        f"shape: {path.name} counts coordinates in Å from the middle of the tomogram; pass shape= (D,"
+                        " H, W) and pixel_size="
+                    )
+                table[a.lower()] = (
+                    table[f"rlnCenteredCoordinate{a}Angst"].astype(float) / size
+                    + tuple(shape)[::-1]["XYZ".index(a)] / 2
+                )
+        for short, name in [
+            *zip(EULER, _ANGLES),
+            ("label", "cellinterpClassName" if "cellinterpClassName" in table else "rlnClassNumber"),
+            ("tomogram", "rlnTomoName" if "rlnTomoName" in table else "rlnMicrographName"),
+        ]:
+            if name in table:
+                table[short] = table[name]
         if size is not None: table.attrs["pixel_size"] = size
     missing = [c for c in need if c not in table]
     if missing:
-        own = {**dict(zip(_XYZ, ("rlnCoordinateX", "rlnCoordinateY", "rlnCoordinateZ"))), **dict(zip(EULER, _ANGLES)), "label": "rlnClassNumber", "tomogram": "rlnTomoName"}
+        own = {
+            **dict(zip(_XYZ, ("rlnCoordinateX", "rlnCoordinateY", "rlnCoordinateZ"))),
+            **dict(zip(EULER, _ANGLES)),
+            "label": "rlnClassNumber",
+            "tomogram": "rlnTomoName",
+        }
         wanted = ", ".join(own.get(c, c) if star else c for c in missing)
-        raise ValueError(f"path: {path.name} lacks {wanted}; it has {', '.join(c for c in table if c not in (*_XYZ, *EULER)) or 'no columns'}")
+        raise ValueError(
+            f"path: {path.name} lacks {wanted}; it has"
+            f" {', '.join(c for c in table if c not in (*_XYZ, *EULER)) or 'no columns'}"
+        )
     return table
 
 # %% ../../nbs/data/particles.ipynb #228e9bf7
-def cut_particles(tomogram, particles, size: int = 32, *, edge: str = "drop", pixel_size: float | None = None, invert: bool = False) -> ImageSet:
+def cut_particles(
+    tomogram, particles, size: int = 32, *, edge: str = "drop", pixel_size: float | None = None, invert: bool = False
+) -> ImageSet:
     """Subvolumes of a tomogram about a list of coordinates.
 
     tomogram : a path (.mrc, .rec, .npy, .zarr) or an array (D, H, W)
-    particles : a .star or CSV path, or a DataFrame with columns x, y, z (voxels) and, if known, label, rot, tilt, psi, tomogram
-    size : edge of the boxes in voxels. edge : "drop" leaves out boxes that reach beyond the tomogram, "fill" completes them with their mean
+    particles : a .star or CSV path, or a DataFrame with columns x, y, z (voxels) and, if known, label, rot, tilt, psi,
+        tomogram
+    size : edge of the boxes in voxels. edge : "drop" leaves out boxes that reach beyond the tomogram, "fill" completes
+        them with their mean
     pixel_size : Å a voxel; default the tomogram's own. invert : change the sign, for tomograms in which protein is dark
 
-    Returns an ImageSet: images (N, 1, size, size, size) float32, labels, metadata with the row of each particle (`particle`), its coordinates and the other columns;
+    Returns an ImageSet: images (N, 1, size, size, size) float32, labels, metadata with the row of each particle
+    (`particle`), its coordinates and the other columns;
     factors with rot, tilt, psi where they are known. Raises ValueError where no box lies inside."""
-    if edge not in ("drop", "fill"): raise ValueError(f"edge: {edge!r} came; expected 'drop' or 'fill'")
+    if edge not in ("drop", "fill"):
+        raise ValueError(f"edge: {edge!r} came; expected 'drop' or 'fill'")
     if isinstance(tomogram, (str, os.PathLike)):
         volume, own = read_volume(tomogram)
         pixel_size = own if pixel_size is None else pixel_size
-    else: volume = np.asarray(tomogram)
-    if volume.ndim != 3: raise ValueError(f"tomogram: the shape {volume.shape} came; expected (D, H, W)")
-    table = particles.copy() if isinstance(particles, pd.DataFrame) else read_particles(particles, pixel_size, volume.shape)
+    else:
+        volume = np.asarray(tomogram)
+    if volume.ndim != 3:
+        raise ValueError(f"tomogram: the shape {volume.shape} came; expected (D, H, W)")
+    table = (
+        particles.copy() if isinstance(particles, pd.DataFrame) else read_particles(particles, pixel_size, volume.shape)
+    )
     missing = [c for c in _XYZ if c not in table]
-    if missing: raise ValueError(f"particles: the columns {', '.join(map(str, table.columns))} came; expected {', '.join(missing)} among them")
+    if missing:
+        raise ValueError(
+            f"particles: the columns {', '.join(map(str, table.columns))} came; expected {', '.join(missing)} among"
+            " them"
+        )
     at = table[_XYZ].to_numpy(dtype=float)
-    if not np.isfinite(at).all(): raise ValueError(f"particles: row {int(np.flatnonzero(~np.isfinite(at).all(1))[0])} has no finite coordinates")
+    if not np.isfinite(at).all():
+        raise ValueError(f"particles: row {int(np.flatnonzero(~np.isfinite(at).all(1))[0])} has no finite coordinates")
     centre = np.round(at).astype(int)
-    low = centre[:, ::-1] - size // 2                                                    # z, y, x of the first voxel
+    low = centre[:, ::-1] - size // 2  # z, y, x of the first voxel
     inside = ((low >= 0) & (low + size <= volume.shape)).all(1)
     touches = ((low + size > 0) & (low < volume.shape)).all(1)
     keep = inside if edge == "drop" else touches
-    if not keep.any(): raise ValueError(f"particles: none of {len(table)} boxes of {size} voxels lies in the tomogram of shape {volume.shape}; are the coordinates in voxels of this tomogram?")
+    if not keep.any():
+        raise ValueError(
+            f"particles: none of {len(table)} boxes of {size} voxels lies in the tomogram of shape {volume.shape}; are"
+            " the coordinates in voxels of this tomogram?"
+        )
     images = np.empty((int(keep.sum()), 1, size, size, size), np.float32)
     for image, start in zip(images, low[keep]):
         stop = start + size
@@ -125,44 +189,97 @@ def cut_particles(tomogram, particles, size: int = 32, *, edge: str = "drop", pi
             pad = [(max(0, -a), max(0, b - s)) for a, b, s in zip(start, stop, volume.shape)]
             part = np.pad(part, pad, constant_values=part.mean())
         image[0] = -part if invert else part
-    rows = table[keep].reset_index(drop=True).assign(particle=np.flatnonzero(keep), **{f"shift_{a}": (at - centre)[keep, i] for i, a in enumerate(_XYZ)})
+    rows = (
+        table[keep]
+        .reset_index(drop=True)
+        .assign(particle=np.flatnonzero(keep), **{f"shift_{a}": (at - centre)[keep, i] for i, a in enumerate(_XYZ)})
+    )
     known = [c for c in EULER if c in rows]
-    return ImageSet(images, rows["label"].to_numpy() if "label" in rows else None, metadata=rows.drop(columns=[c for c in ("label",) if c in rows]),
-                    factors=rows[known].astype(float) if len(known) == 3 else None, pixel_size=None if pixel_size is None else pixel_size * 1e-4)
+    return ImageSet(
+        images,
+        rows["label"].to_numpy() if "label" in rows else None,
+        metadata=rows.drop(columns=[c for c in ("label",) if c in rows]),
+        factors=rows[known].astype(float) if len(known) == 3 else None,
+        pixel_size=None if pixel_size is None else pixel_size * 1e-4,
+    )
 
 # %% ../../nbs/data/particles.ipynb #d37cdf17
-def write_star(path, rotations=None, classes=None, *, table=None, class_names=None, pixel_size: float | None = None, prior: bool = False, overwrite: bool = False) -> pd.DataFrame:
+def write_star(
+    path,
+    rotations=None,
+    classes=None,
+    *,
+    table=None,
+    class_names=None,
+    pixel_size: float | None = None,
+    prior: bool = False,
+    overwrite: bool = False,
+) -> pd.DataFrame:
     """Poses and classes of particles as a RELION .star file (blocks optics and particles).
 
     rotations : (N, 3, 3) reference to particle, or None. classes : N class names, or None
-    table : DataFrame of N rows to carry along: `x`, `y`, `z` become rlnCoordinateX …; columns that begin with rln stay; `tomogram` becomes rlnTomoName, `file` rlnImageName
-    class_names : the order that numbers the classes; default sorted. pixel_size : Å. prior : write the tilt and psi as priors as well
+    table : DataFrame of N rows to carry along: `x`, `y`, `z` become rlnCoordinateX …; columns that begin with rln stay;
+        `tomogram` becomes rlnTomoName, `file` rlnImageName
+    class_names : the order that numbers the classes; default sorted. pixel_size : Å. prior : write the tilt and psi as
+        priors as well
     Returns the particle table as written."""
     import starfile
+
     path = Path(path).expanduser()
-    if path.suffix.lower() != ".star": raise ValueError(f"path: {path.name} came; expected an ending .star")
-    if path.exists() and not overwrite: raise FileExistsError(f"path: {path.name} exists; pass overwrite=True to write over it")
-    lengths = {name: len(v) for name, v in (("rotations", rotations), ("classes", classes), ("table", table)) if v is not None}
-    if len(set(lengths.values())) != 1: raise ValueError(f"{', '.join(f'{k}: {v}' for k, v in lengths.items()) or 'nothing'} came; expected rotations, classes or a table, of one length")
+    if path.suffix.lower() != ".star":
+        raise ValueError(f"path: {path.name} came; expected an ending .star")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {path.name} exists; pass overwrite=True to write over it")
+    lengths = {
+        name: len(v) for name, v in (("rotations", rotations), ("classes", classes), ("table", table)) if v is not None
+    }
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"{', '.join(f'{k}: {v}' for k, v in lengths.items()) or 'nothing'} came; expected rotations, classes or a"
+            " table, of one length"
+        )
     out = pd.DataFrame(index=range(next(iter(lengths.values()))))
     if table is not None:
         table = table.reset_index(drop=True)
         for name in table:
-            new = {"x": "rlnCoordinateX", "y": "rlnCoordinateY", "z": "rlnCoordinateZ", "tomogram": "rlnTomoName", "file": "rlnImageName"}.get(name, name)
-            if str(new).startswith("rln") and (rotations is None or new not in _ANGLES) and not (new in out and name == new): out[new] = table[name].astype(float) if name in _XYZ else table[name]
+            new = {
+                "x": "rlnCoordinateX",
+                "y": "rlnCoordinateY",
+                "z": "rlnCoordinateZ",
+                "tomogram": "rlnTomoName",
+                "file": "rlnImageName",
+            }.get(name, name)
+            if (
+                str(new).startswith("rln")
+                and (rotations is None or new not in _ANGLES)
+                and not (new in out and name == new)
+            ):
+                out[new] = table[name].astype(float) if name in _XYZ else table[name]
         stale = [c for c in out if c.startswith("rlnOrigin") or c.startswith("rlnCenteredCoordinate")]
-        if {"x", "y", "z"} <= set(table): out = out.drop(columns=stale)                  # x, y, z hold them already
+        if {"x", "y", "z"} <= set(table):
+            out = out.drop(columns=stale)  # x, y, z hold them already
     if rotations is not None:
         out[_ANGLES] = relion_angles(rotations)
-        if prior: out["rlnAngleTiltPrior"], out["rlnAnglePsiPrior"] = out["rlnAngleTilt"], out["rlnAnglePsi"]
+        if prior:
+            out["rlnAngleTiltPrior"], out["rlnAnglePsiPrior"] = out["rlnAngleTilt"], out["rlnAnglePsi"]
     if classes is not None:
         classes = np.asarray(classes, dtype=str)
         names = sorted(set(classes)) if class_names is None else [str(c) for c in class_names]
         unknown = sorted(set(classes) - set(names))
-        if unknown: raise ValueError(f"class_names: {', '.join(names)} came; expected also {', '.join(unknown)}")
-        if any(" " in c or c == "" for c in classes): raise ValueError("classes: empty names or names with spaces came; a .star file separates its columns by spaces")
+        if unknown:
+            raise ValueError(f"class_names: {', '.join(names)} came; expected also {', '.join(unknown)}")
+        if any(" " in c or c == "" for c in classes):
+            raise ValueError(
+                "classes: empty names or names with spaces came; a .star file separates its columns by spaces"
+            )
         out["rlnClassNumber"], out["cellinterpClassName"] = [names.index(c) + 1 for c in classes], classes
     out["rlnOpticsGroup"] = 1
-    optics = pd.DataFrame({"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"], **({} if pixel_size is None else {"rlnImagePixelSize": [pixel_size]})})
+    optics = pd.DataFrame(
+        {
+            "rlnOpticsGroup": [1],
+            "rlnOpticsGroupName": ["opticsGroup1"],
+            **({} if pixel_size is None else {"rlnImagePixelSize": [pixel_size]}),
+        }
+    )
     starfile.write({"optics": optics, "particles": out}, path, overwrite=True)
     return out

@@ -4,7 +4,9 @@
 
 # %% ../../nbs/data/polycubes.ipynb #94d3ae46
 from __future__ import annotations
+
 import numpy as np
+
 from .images import ImageSet
 
 # %% auto #0
@@ -17,7 +19,8 @@ def _orientations() -> np.ndarray:
     out = []
     for p in permutations(range(3)):
         for s in product((1, -1), repeat=3):
-            m = np.zeros((3, 3), dtype=int); m[range(3), p] = s
+            m = np.zeros((3, 3), dtype=int)
+            m[range(3), p] = s
             if round(np.linalg.det(m)) == 1: out.append(m)
     return np.stack(out)
 
@@ -49,14 +52,21 @@ _COUNTS = {1: 1, 2: 1, 3: 2, 4: 8, 5: 29, 6: 166, 7: 1023}
 
 
 def polycube_volume(cells, size: int = 32, edge: float = 4.0, softness: float = 0.7) -> np.ndarray:
-    "A polycube as a volume (size, size, size) of 0 … 1, centred on its centre of mass; edge : of a cube, and softness : of its faces, in voxels."
+    """A polycube as a volume (size, size, size) of 0 … 1, centred on its centre of mass; edge : of a cube, and softness
+    : of its faces, in voxels.
+    """
     cells = np.asarray(cells, dtype=float)
     centres = (cells - cells.mean(0)) * edge
-    if np.abs(centres).max() + edge / 2 > size / 2: raise ValueError(f"size: {size} voxels came for a polycube that reaches {np.abs(centres).max() + edge / 2:.1f} voxels from its middle; expected a larger box or a smaller edge")
+    if np.abs(centres).max() + edge / 2 > size / 2:
+        raise ValueError(
+            f"size: {size} voxels came for a polycube that reaches {np.abs(centres).max() + edge / 2:.1f} voxels from"
+            " its middle; expected a larger box or a smaller edge"
+        )
     r = np.arange(size) - (size - 1) / 2
     from scipy.special import expit
     out = np.zeros((size,) * 3)
-    for c in centres:                                                                    # a soft box is a product of soft intervals; neighbours share their faces' edges
+    # a soft box is a product of soft intervals; neighbours share their faces' edges
+    for c in centres:
         x, y, z = [expit((edge / 2 - (r - v)) / softness) * expit((edge / 2 + (r - v)) / softness) for v in c]
         out += z[:, None, None] * y[:, None] * x
     return np.clip(out, 0, 1).astype(np.float32)
@@ -65,11 +75,17 @@ def polycube_volume(cells, size: int = 32, edge: float = 4.0, softness: float = 
 def random_polycubes(n: int, cells: int = 6, size: int = 32, edge: float = 4.0, seed: int = 0) -> ImageSet:
     """`n` different polycubes of `cells` cubes each, one volume a class: densities for `simulate_subtomograms`.
 
-    Returns an ImageSet (n, 1, size, size, size), labels "cube6-000", …; pixel_size 1e-3 µm (10 Å a voxel). Raises ValueError for more than there are."""
+    Returns an ImageSet (n, 1, size, size, size), labels "cube6-000", …; pixel_size 1e-3 µm (10 Å a voxel). Raises
+    ValueError for more than there are."""
     if cells < 1: raise ValueError(f"cells: {cells} came; expected at least 1")
-    if n > _COUNTS.get(cells, np.inf): raise ValueError(f"n: {n} came; there are only {_COUNTS[cells]} polycubes of {cells} cubes")
+    if n > _COUNTS.get(cells, np.inf):
+        raise ValueError(f"n: {n} came; there are only {_COUNTS[cells]} polycubes of {cells} cubes")
     random, found = np.random.default_rng(seed), {}
     while len(found) < n:
         grown = grow_polycube(cells, random)
         found.setdefault(canonical(grown), grown)
-    return ImageSet(np.stack([polycube_volume(c, size, edge) for c in found.values()])[:, None], [f"cube{cells}-{i:03d}" for i in range(n)], pixel_size=1e-3)
+    return ImageSet(
+        np.stack([polycube_volume(c, size, edge) for c in found.values()])[:, None],
+        [f"cube{cells}-{i:03d}" for i in range(n)],
+        pixel_size=1e-3,
+    )

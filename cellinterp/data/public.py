@@ -4,51 +4,122 @@
 
 # %% ../../nbs/data/public.ipynb #aa5e2c59
 from __future__ import annotations
+
 import os
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from .images import ImageSet, load_images, MIN_SIZE
+
+from .images import MIN_SIZE, ImageSet, load_images
 
 # %% auto #0
 __all__ = ['PUBLIC_SETS', 'MITOCHECK_FIVE', 'data_folder', 'how_to_get', 'public_sets', 'find_set', 'subsample', 'load_data']
 
 # %% ../../nbs/data/public.ipynb #d0a96589
 PUBLIC_SETS = [
-    dict(name="mitocheck_cells", kind="images", what="3,277 HeLa nuclei (H2B-GFP), 64x64, 16 classes of cell state, 77 plate+well groups",
-         licence="CC BY 4.0 (the repository's LICENSE; the licence of the original deposit, IDR idr0013, was not checked)",
-         citation="Neumann et al. 2010, Nature 464:721, doi:10.1038/nature08869; Tomkinson, Kern, Mattson, Way (phenotypic_profiling repository)",
-         attribution="MitoCheck nuclei: Neumann et al. 2010, Nature 464:721; WayScience/phenotypic_profiling, CC BY 4.0",
-         repository="github.com/WayScience/phenotypic_profiling", commit="92e4025d83b556194ebabf5d71f598b9b66a12a7", path="6.single_cell_images/mitocheck_single_cell_sample_images",
-         files="images.npz (images uint8 (3277, 64, 64), labels = class numbers, classes), labels.csv (class, plate, well, frame, x, y, a row an image)", requires=("images.npz", "labels.csv")),
-    dict(name="affinity_alphanum", kind="images", what="132 glyphs of 12 letters and digits, 64x64, rotated in the plane; with affinity matrices",
-         licence="BSD-3-Clause (Alan Turing Institute 2022)", citation="Affinity-VAE, arXiv:2209.04517 (2022)",
-         attribution="Glyphs: alan-turing-institute/affinity-vae, BSD-3-Clause",
-         repository="github.com/alan-turing-institute/affinity-vae", commit="a981433ab565ca765c1333e66a95e3280b287bac", path="tests/testdata_npy, tutorials/mnist_data/affinity_mnist.csv",
-         files="images.npz (images float32 (132, 64, 64), labels, split, files), affinity_an.csv, affinity_mnist.csv", requires=("images.npz",)),
-    dict(name="affinity_subtomo", kind="volumes", what="42 simulated volumes of 6 proteins, 64x64x64, 7 poses each; with an affinity matrix",
-         licence="BSD-3-Clause (Alan Turing Institute 2022)", citation="Affinity-VAE, arXiv:2209.04517 (2022)",
-         attribution="Protein volumes: alan-turing-institute/affinity-vae, BSD-3-Clause",
-         repository="github.com/alan-turing-institute/affinity-vae", commit="a981433ab565ca765c1333e66a95e3280b287bac", path="tests/testdata_mrc",
-         files="volumes.npz (volumes float32 (42, 64, 64, 64), labels, files), affinity_fsc_10.csv", requires=("volumes.npz",)),
-    dict(name="shrec_densities", kind="volumes", what="density maps of 11 SHREC proteins at 10 and 5 Å a voxel, one a protein, and 10 atomic models",
-         licence="Apache-2.0 (atomic models originate in the wwPDB)",
-         citation="Martinez-Sanchez et al. 2024, IEEE TMI 43(11):3742-3754, doi:10.1109/TMI.2024.3398401 (PolNet); SHREC 2020 cryo-ET track",
-         attribution="Density maps: anmartinezs/polnet, Apache-2.0; Martinez-Sanchez et al. 2024, IEEE TMI 43(11):3742-3754",
-         repository="github.com/anmartinezs/polnet", commit="73e613cc9162d26c7fd740ce3299bcb280a3e3b6", path="data/templates/mrcs_10A, mrcs_5A, pdbs",
-         files="densities_10A.npz and densities_5A.npz (a float32 cube a PDB id), pdb/*.pdb.gz", requires=("densities_10A.npz",)),
-    dict(name="bbbc021_profiles", kind="profiles", what="632 wells x 516 CellProfiler features of MCF-7 cells: 330 DMSO wells, 103 treatments, 12 mechanisms of action, 55 plates",
-         licence="BSD-3-style (Broad Institute; the terms of the image set BBBC021v1 were not checked)",
-         citation="Ljosa et al. 2013, J Biomol Screen 18:1321; Caie et al. 2010, Mol Cancer Ther 9:1913; Ljosa et al. 2012, Nat Methods 9:637",
-         attribution="BBBC021v1: Caie et al. 2010; profiles: cytomining/cytominergallery",
-         repository="github.com/cytomining/cytominergallery", commit="05d496f1e0bb80a9f887ae8ea0e47181ade179ff", path="inst/extdata",
-         files="ljosa_jbiomolscreen_2013_per_well_mean.csv.gz, BBBC021_v1_moa.csv, wells.csv (plate, well, replicate, compound, concentration, moa, from BBBC021_v1_image.csv.gz)",
-         requires=("ljosa_jbiomolscreen_2013_per_well_mean.csv.gz", "wells.csv")),
-    dict(name="lincs_a549_plate", kind="profiles", what="384 wells x 454 Cell Painting features of A549 cells: 24 DMSO wells, 58 compounds in dose series",
-         licence="BSD-3-Clause (Broad Institute)", citation="Way et al. 2022, Cell Systems 13:911 (LINCS Cell Painting); cytominer-eval",
-         attribution="LINCS Cell Painting: Way et al. 2022, Cell Systems 13:911; cytomining/cytominer-eval, BSD-3-Clause",
-         repository="github.com/cytomining/cytominer-eval", commit="643d3e7fc97464a1b45a4642fa921cc22269b118", path="cytominer_eval/example_data/compound",
-         files="SQ00015054_normalized_feature_select.csv.gz", requires=("SQ00015054_normalized_feature_select.csv.gz",)),
+    dict(
+        name="mitocheck_cells",
+        kind="images",
+        what="3,277 HeLa nuclei (H2B-GFP), 64x64, 16 classes of cell state, 77 plate+well groups",
+        licence=(
+            "CC BY 4.0 (the repository's LICENSE; the licence of the original deposit, IDR idr0013, was not checked)"
+        ),
+        citation=(
+            "Neumann et al. 2010, Nature 464:721, doi:10.1038/nature08869; Tomkinson, Kern, Mattson, Way"
+            " (phenotypic_profiling repository)"
+        ),
+        attribution="MitoCheck nuclei: Neumann et al. 2010, Nature 464:721; WayScience/phenotypic_profiling, CC BY 4.0",
+        repository="github.com/WayScience/phenotypic_profiling",
+        commit="92e4025d83b556194ebabf5d71f598b9b66a12a7",
+        path="6.single_cell_images/mitocheck_single_cell_sample_images",
+        files=(
+            "images.npz (images uint8 (3277, 64, 64), labels = class numbers, classes), labels.csv (class, plate, well,"
+            " frame, x, y, a row an image)"
+        ),
+        requires=("images.npz", "labels.csv"),
+    ),
+    dict(
+        name="affinity_alphanum",
+        kind="images",
+        what="132 glyphs of 12 letters and digits, 64x64, rotated in the plane; with affinity matrices",
+        licence="BSD-3-Clause (Alan Turing Institute 2022)",
+        citation="Affinity-VAE, arXiv:2209.04517 (2022)",
+        attribution="Glyphs: alan-turing-institute/affinity-vae, BSD-3-Clause",
+        repository="github.com/alan-turing-institute/affinity-vae",
+        commit="a981433ab565ca765c1333e66a95e3280b287bac",
+        path="tests/testdata_npy, tutorials/mnist_data/affinity_mnist.csv",
+        files="images.npz (images float32 (132, 64, 64), labels, split, files), affinity_an.csv, affinity_mnist.csv",
+        requires=("images.npz",),
+    ),
+    dict(
+        name="affinity_subtomo",
+        kind="volumes",
+        what="42 simulated volumes of 6 proteins, 64x64x64, 7 poses each; with an affinity matrix",
+        licence="BSD-3-Clause (Alan Turing Institute 2022)",
+        citation="Affinity-VAE, arXiv:2209.04517 (2022)",
+        attribution="Protein volumes: alan-turing-institute/affinity-vae, BSD-3-Clause",
+        repository="github.com/alan-turing-institute/affinity-vae",
+        commit="a981433ab565ca765c1333e66a95e3280b287bac",
+        path="tests/testdata_mrc",
+        files="volumes.npz (volumes float32 (42, 64, 64, 64), labels, files), affinity_fsc_10.csv",
+        requires=("volumes.npz",),
+    ),
+    dict(
+        name="shrec_densities",
+        kind="volumes",
+        what="density maps of 11 SHREC proteins at 10 and 5 Å a voxel, one a protein, and 10 atomic models",
+        licence="Apache-2.0 (atomic models originate in the wwPDB)",
+        citation=(
+            "Martinez-Sanchez et al. 2024, IEEE TMI 43(11):3742-3754, doi:10.1109/TMI.2024.3398401 (PolNet); SHREC 2020"
+            " cryo-ET track"
+        ),
+        attribution=(
+            "Density maps: anmartinezs/polnet, Apache-2.0; Martinez-Sanchez et al. 2024, IEEE TMI 43(11):3742-3754"
+        ),
+        repository="github.com/anmartinezs/polnet",
+        commit="73e613cc9162d26c7fd740ce3299bcb280a3e3b6",
+        path="data/templates/mrcs_10A, mrcs_5A, pdbs",
+        files="densities_10A.npz and densities_5A.npz (a float32 cube a PDB id), pdb/*.pdb.gz",
+        requires=("densities_10A.npz",),
+    ),
+    dict(
+        name="bbbc021_profiles",
+        kind="profiles",
+        what=(
+            "632 wells x 516 CellProfiler features of MCF-7 cells: 330 DMSO wells, 103 treatments, 12 mechanisms of"
+            " action, 55 plates"
+        ),
+        licence="BSD-3-style (Broad Institute; the terms of the image set BBBC021v1 were not checked)",
+        citation=(
+            "Ljosa et al. 2013, J Biomol Screen 18:1321; Caie et al. 2010, Mol Cancer Ther 9:1913; Ljosa et al. 2012,"
+            " Nat Methods 9:637"
+        ),
+        attribution="BBBC021v1: Caie et al. 2010; profiles: cytomining/cytominergallery",
+        repository="github.com/cytomining/cytominergallery",
+        commit="05d496f1e0bb80a9f887ae8ea0e47181ade179ff",
+        path="inst/extdata",
+        files=(
+            "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz, BBBC021_v1_moa.csv, wells.csv (plate, well, replicate,"
+            " compound, concentration, moa, from BBBC021_v1_image.csv.gz)"
+        ),
+        requires=("ljosa_jbiomolscreen_2013_per_well_mean.csv.gz", "wells.csv"),
+    ),
+    dict(
+        name="lincs_a549_plate",
+        kind="profiles",
+        what="384 wells x 454 Cell Painting features of A549 cells: 24 DMSO wells, 58 compounds in dose series",
+        licence="BSD-3-Clause (Broad Institute)",
+        citation="Way et al. 2022, Cell Systems 13:911 (LINCS Cell Painting); cytominer-eval",
+        attribution=(
+            "LINCS Cell Painting: Way et al. 2022, Cell Systems 13:911; cytomining/cytominer-eval, BSD-3-Clause"
+        ),
+        repository="github.com/cytomining/cytominer-eval",
+        commit="643d3e7fc97464a1b45a4642fa921cc22269b118",
+        path="cytominer_eval/example_data/compound",
+        files="SQ00015054_normalized_feature_select.csv.gz",
+        requires=("SQ00015054_normalized_feature_select.csv.gz",),
+    ),
 ]
 
 def data_folder() -> Path:
@@ -68,11 +139,25 @@ def _entry(name: str) -> dict:
 def how_to_get(name: str) -> str:
     "How to get a public set, in one sentence."
     e = _entry(name)
-    return f"by hand: take {e['path']} of https://{e['repository']} at commit {e['commit']}, and put {e['files']} in a folder {e['name']} inside the folder that CELLINTERP_DATA names"
+    return (
+        f"by hand: take {e['path']} of https://{e['repository']} at commit {e['commit']}, and put {e['files']} in a"
+        f" folder {e['name']} inside the folder that CELLINTERP_DATA names"
+    )
 
 def public_sets() -> pd.DataFrame:
-    "The registry: a row a set with name, kind, what, licence, citation, how (to get it) and found (whether it is on this machine)."
-    return pd.DataFrame([{**{k: e[k] for k in ("name", "kind", "what", "licence", "citation")}, "how": how_to_get(e["name"]), "found": _found(e) is not None} for e in PUBLIC_SETS])
+    """The registry: a row a set with name, kind, what, licence, citation, how (to get it) and found (whether it is on
+    this machine).
+    """
+    return pd.DataFrame(
+        [
+            {
+                **{k: e[k] for k in ("name", "kind", "what", "licence", "citation")},
+                "how": how_to_get(e["name"]),
+                "found": _found(e) is not None,
+            }
+            for e in PUBLIC_SETS
+        ]
+    )
 
 def _found(entry: dict) -> Path | None:
     for folder in (data_folder(), _cache()):
@@ -80,11 +165,17 @@ def _found(entry: dict) -> Path | None:
     return None
 
 def find_set(name: str) -> Path:
-    "The folder of a public set on this machine. Raises ValueError for an unknown name, FileNotFoundError with instructions if the set is not here."
+    """The folder of a public set on this machine. Raises ValueError for an unknown name, FileNotFoundError with
+    instructions if the set is not here.
+    """
     entry = _entry(name)
     path = _found(entry)
     if path is None:
-        where = "CELLINTERP_DATA is not set" if not os.environ.get("CELLINTERP_DATA") else f"{' and '.join(entry['requires'])} is not in {name} inside the folder that CELLINTERP_DATA names"
+        where = (
+            "CELLINTERP_DATA is not set"
+            if not os.environ.get("CELLINTERP_DATA")
+            else f"{' and '.join(entry['requires'])} is not in {name} inside the folder that CELLINTERP_DATA names"
+        )
         raise FileNotFoundError(f"{name} was not found ({where}); get it {how_to_get(name)}.")
     return path
 
@@ -92,7 +183,9 @@ def find_set(name: str) -> Path:
 MITOCHECK_FIVE = ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
 
 def subsample(cells: ImageSet, n: int, seed: int = 0) -> ImageSet:
-    "`n` random images in which each class keeps its share (at least one each), in their old order; everything if there are no more than `n`."
+    """`n` random images in which each class keeps its share (at least one each), in their old order; everything if
+    there are no more than `n`.
+    """
     if n >= len(cells): return cells
     names, y, counts = np.unique(cells.labels, return_inverse=True, return_counts=True)
     if n < len(names): raise ValueError(f"n: {n} came; expected at least one image for each of {len(names)} classes")
@@ -101,28 +194,42 @@ def subsample(cells: ImageSet, n: int, seed: int = 0) -> ImageSet:
     share = np.maximum(1, np.floor(exact)).astype(int)
     while share.sum() > n: share[np.argmax(np.where(share > 1, share - exact, -np.inf))] -= 1
     while share.sum() < n: share[np.argmax(np.where(share < counts, exact - share, -np.inf))] += 1
-    return cells.subset(np.sort(np.concatenate([random.permutation(np.flatnonzero(y == k))[:share[k]] for k in range(len(names))])))
+    return cells.subset(
+        np.sort(np.concatenate([random.permutation(np.flatnonzero(y == k))[: share[k]] for k in range(len(names))]))
+    )
 
 def _mitocheck(folder: Path) -> ImageSet:
-    with np.load(folder / "images.npz", allow_pickle=False) as npz: images, classes, labels = npz["images"][:, None], npz["classes"], npz["labels"]
+    with np.load(folder / "images.npz", allow_pickle=False) as npz:
+        images, classes, labels = npz["images"][:, None], npz["classes"], npz["labels"]
     table = pd.read_csv(folder / "labels.csv", dtype=dict(plate=str, well=str))
     names = [str(c).lower() for c in classes]
-    return ImageSet(images, np.array(names)[labels], names, groups=table.plate + "_" + table.well, metadata=table.drop(columns=["index", "class", "class_id"], errors="ignore"))
+    return ImageSet(
+        images,
+        np.array(names)[labels],
+        names,
+        groups=table.plate + "_" + table.well,
+        metadata=table.drop(columns=["index", "class", "class_id"], errors="ignore"),
+    )
 
 def _alphanum(folder: Path) -> ImageSet:
     with np.load(folder / "images.npz", allow_pickle=False) as npz:
-        return ImageSet(npz["images"][:, None], npz["labels"], metadata=pd.DataFrame({"split": npz["split"], "file": npz["files"]}))
+        return ImageSet(
+            npz["images"][:, None], npz["labels"], metadata=pd.DataFrame({"split": npz["split"], "file": npz["files"]})
+        )
 
 def _subtomo(folder: Path) -> ImageSet:
-    with np.load(folder / "volumes.npz", allow_pickle=False) as npz: volumes, labels, files = npz["volumes"][:, None], npz["labels"], npz["files"]
+    with np.load(folder / "volumes.npz", allow_pickle=False) as npz:
+        volumes, labels, files = npz["volumes"][:, None], npz["labels"], npz["files"]
     table = pd.DataFrame({"file": files})
-    # Three integers of the file name; by their ranges Euler angles in degrees. The repository does not document their convention.
+    # Three integers of the file name; by their ranges Euler angles in degrees. The repository does not document their
+    # convention.
     table[["angle_1", "angle_2", "angle_3"]] = table.file.str.extract(r"_(\d+)-(\d+)-(\d+)").astype(float)
     return ImageSet(volumes, labels, metadata=table)
 
 def _shrec(folder: Path, size: int) -> ImageSet:
     "One cube a protein, of different sizes: padded with zeros or cropped about the middle to `size`. 10 Å a voxel."
-    with np.load(folder / "densities_10A.npz", allow_pickle=False) as npz: cubes = {name: npz[name] for name in npz.files}
+    with np.load(folder / "densities_10A.npz", allow_pickle=False) as npz:
+        cubes = {name: npz[name] for name in npz.files}
     return ImageSet(np.stack([_centre(c, size) for c in cubes.values()])[:, None], list(cubes), pixel_size=1e-3)
 
 def _centre(cube: np.ndarray, size: int) -> np.ndarray:
@@ -131,7 +238,9 @@ def _centre(cube: np.ndarray, size: int) -> np.ndarray:
     cube = np.pad(cube, pad)
     return cube[tuple(slice((s - size) // 2, (s - size) // 2 + size) for s in cube.shape)]
 
-_READERS = dict(mitocheck_cells=_mitocheck, affinity_alphanum=_alphanum, affinity_subtomo=_subtomo, shrec_densities=_shrec)
+_READERS = dict(
+    mitocheck_cells=_mitocheck, affinity_alphanum=_alphanum, affinity_subtomo=_subtomo, shrec_densities=_shrec
+)
 
 # %% ../../nbs/data/public.ipynb #8a0d177d
 def load_data(data, classes=None, groups=None, n: int | None = None, seed: int = 0, size: int = 64) -> ImageSet:
@@ -139,7 +248,8 @@ def load_data(data, classes=None, groups=None, n: int | None = None, seed: int =
 
     data : "simulated_nuclei", the name of a public set (`public_sets()`), or a path that `load_images` reads
     classes : None = the usual ones (five for mitocheck_cells), "all", or some of them: a list, or a string with commas
-    groups : None = the usual ones (plate and well for mitocheck_cells), or columns of the metadata: a list, or a string with commas; "none" = no groups
+    groups : None = the usual ones (plate and well for mitocheck_cells), or columns of the metadata: a list, or a string
+        with commas; "none" = no groups
     n : number of images to simulate (default 4,000), or of a part of the set with each class's share kept
     seed : of the simulation, or of the part
     size : edge in pixels of simulated images, and of the boxes of shrec_densities; other sets have their own
@@ -147,35 +257,59 @@ def load_data(data, classes=None, groups=None, n: int | None = None, seed: int =
     Raises ValueError, FileNotFoundError (with what to do)."""
     name, known = str(data), {e["name"]: e for e in PUBLIC_SETS}
     if n is not None and not int(n) >= 1: raise ValueError(f"n: {n} came; expected at least 1")
-    listed = lambda v: v if v is None else [s.strip() for s in v.split(",") if s.strip()] if isinstance(v, str) else [str(s) for s in v]
+    def listed(v):
+        return (
+            v
+            if v is None
+            else [s.strip() for s in v.split(",") if s.strip()] if isinstance(v, str) else [str(s) for s in v]
+        )
     classes, groups = listed(classes), listed(groups)
     if name == "simulated_nuclei":
         from cellinterp.data.simulate import simulate_nuclei
         every = not classes or classes == ["all"]
-        cells = simulate_nuclei(4000 if n is None else int(n), size=size, random_state=seed, classes=None if every else [c.lower() for c in classes])
+        cells = simulate_nuclei(
+            4000 if n is None else int(n),
+            size=size,
+            random_state=seed,
+            classes=None if every else [c.lower() for c in classes],
+        )
     elif name in known:
         entry, folder = known[name], find_set(name)
-        if entry["kind"] == "profiles": raise ValueError(f"data: {name} holds profiles (tables of features), no images; expected a set of images. Its files: {entry['files']}")
-        if name == "shrec_densities" and size < MIN_SIZE: raise ValueError(f"size: {size} came; expected at least {MIN_SIZE}")
+        if entry["kind"] == "profiles":
+            raise ValueError(
+                f"data: {name} holds profiles (tables of features), no images; expected a set of images. Its files:"
+                f" {entry['files']}"
+            )
+        if name == "shrec_densities" and size < MIN_SIZE:
+            raise ValueError(f"size: {size} came; expected at least {MIN_SIZE}")
         cells = _READERS[name](folder, size) if name == "shrec_densities" else _READERS[name](folder)
         cells.attribution = entry["attribution"]
         if name == "mitocheck_cells" and not classes: classes = MITOCHECK_FIVE
     elif Path(name).expanduser().exists(): cells = load_images(data)
     else:
         names = ", ".join(["simulated_nuclei"] + [e["name"] for e in PUBLIC_SETS if e["kind"] != "profiles"])
-        raise FileNotFoundError(f"data: {name!r} came; expected one of {names}, or the path of a folder, an .npz, .npy or .tif file, or a zarr store")
+        raise FileNotFoundError(
+            f"data: {name!r} came; expected one of {names}, or the path of a folder, an .npz, .npy or .tif file, or a"
+            " zarr store"
+        )
     if groups: cells.groups = _grouped(cells, groups)
     if classes and classes != ["all"]: cells = cells.select([_as_known(c, cells.class_names) for c in classes])
     return cells if n is None or name == "simulated_nuclei" else subsample(cells, int(n), seed)
 
 def _as_known(name: str, class_names: list[str]) -> str:
     "A class name as the set spells it, whatever the case it came in."
-    return next((c for c in class_names if c == name), next((c for c in class_names if c.lower() == name.lower()), name))
+    return next(
+        (c for c in class_names if c == name), next((c for c in class_names if c.lower() == name.lower()), name)
+    )
 
 def _grouped(cells: ImageSet, columns: list[str]):
     "Columns of the metadata joined by `_`, or None for \"none\"."
     if [c.lower() for c in columns] == ["none"]: return None
     there = [] if cells.metadata is None else list(cells.metadata.columns)
     missing = [c for c in columns if c not in there]
-    if missing: raise ValueError(f"groups: {', '.join(missing)} came; expected columns of the metadata: {', '.join(map(str, there)) or 'there is none'}")
+    if missing:
+        raise ValueError(
+            f"groups: {', '.join(missing)} came; expected columns of the metadata:"
+            f" {', '.join(map(str, there)) or 'there is none'}"
+        )
     return cells.metadata[columns].astype(str).agg("_".join, axis=1).to_numpy(dtype=str)

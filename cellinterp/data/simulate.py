@@ -22,7 +22,9 @@ MARGIN = 7  # drawn around the crop, in pixels of a 64 x 64 crop: what lies just
 
 # %% ../../nbs/data/simulate.ipynb #6d92ac2c
 def spots(y, x, sigma, weight, size):
-    """Sum of Gaussian spots of height `weight`; y, x, sigma, weight: (B, K) in pixels from the centre. Returns (B, size, size) float32."""
+    """Sum of Gaussian spots of height `weight`; y, x, sigma, weight: (B, K) in pixels from the centre. Returns (B,
+    size, size) float32.
+    """
     grid = np.arange(size, dtype=np.float32) - (size - 1) / 2
     y, x, sigma, weight = (np.asarray(v, np.float32)[..., None] for v in np.broadcast_arrays(y, x, sigma, weight))
     in_y = weight * np.exp(-0.5 * ((grid - y) / sigma) ** 2)  # (B, K, H)
@@ -36,10 +38,16 @@ def turn(u, v, angle):
 
 # %% ../../nbs/data/simulate.ipynb #67d7c3cf
 def _noise(rng, n, size, grain):
-    """Gaussian random fields (n, size, size) of unit variance and correlation length `grain` (n,) pixels: white noise filtered by FFT."""
+    """Gaussian random fields (n, size, size) of unit variance and correlation length `grain` (n,) pixels: white noise
+    filtered by FFT.
+    """
     white = rng.standard_normal((n, size, size), dtype=np.float32)
     f2 = fft.fftfreq(size)[:, None] ** 2 + fft.rfftfreq(size) ** 2
-    field = fft.irfft2(fft.rfft2(white) * np.exp(-2 * np.pi ** 2 * np.asarray(grain, np.float32)[:, None, None] ** 2 * f2.astype(np.float32)), s=(size, size))
+    field = fft.irfft2(
+        fft.rfft2(white)
+        * np.exp(-2 * np.pi**2 * np.asarray(grain, np.float32)[:, None, None] ** 2 * f2.astype(np.float32)),
+        s=(size, size),
+    )
     return field / field.std((1, 2), keepdims=True)
 
 
@@ -57,7 +65,9 @@ def _interphase(rng, n, size):
     phi = np.arctan2(v, u)
     outline = np.ones((n, size, size), np.float32)
     for m in (2, 3, 4, 5):  # a wavy outline
-        h, p = rng.normal(0, 0.13 / m, (n, 1, 1)).astype(np.float32), rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+        h, p = rng.normal(0, 0.13 / m, (n, 1, 1)).astype(np.float32), rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(
+            np.float32
+        )
         outline += h * np.cos(m * phi + p)
     a32, b32 = a.astype(np.float32)[:, None, None], b.astype(np.float32)[:, None, None]
     depth = (outline - np.sqrt((u / a32) ** 2 + (v / b32) ** 2)) * b32  # distance to the outline, roughly
@@ -70,16 +80,29 @@ def _interphase(rng, n, size):
     dark = rng.uniform(0, 1.6, (n, k)) * texture[:, None] * (rng.uniform(size=(n, k)) < 0.6)
     holes = spots(yy * px, xx * px, rng.uniform(1.2, 2.6, (n, k)) * px, dark, size)
     dome = np.clip(0.75 + 0.35 * np.sqrt(np.clip(depth / b32, 0, 1)), 0, None)  # thicker in the middle
-    image = condensation.astype(np.float32)[:, None, None] * mask * dome * np.exp(t * grain - t ** 2 / 2) * np.clip(1 - holes, 0.15, 1)
-    return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, texture=texture, condensation=condensation,
-                       radius=a)
+    image = (
+        condensation.astype(np.float32)[:, None, None]
+        * mask
+        * dome
+        * np.exp(t * grain - t**2 / 2)
+        * np.clip(1 - holes, 0.15, 1)
+    )
+    return image, dict(
+        size=2 * a,
+        eccentricity=np.sqrt(1 - (b / a) ** 2),
+        orientation=angle,
+        texture=texture,
+        condensation=condensation,
+        radius=a,
+    )
 
 # %% ../../nbs/data/simulate.ipynb #9527128e
 def _rods(rng, y, x, angle, length, sigma, weight, size, px):
     """Chromosomes: short rods of three spots each, centred on (y, x)."""
     dy, dx = -np.sin(angle) * length / 2, np.cos(angle) * length / 2
     parts = [np.concatenate([v - d, v, v + d], 1) * px for v, d in ((y, dy), (x, dx))]
-    three = lambda v: np.tile(np.broadcast_to(v, y.shape), (1, 3))
+    def three(v):
+        return np.tile(np.broadcast_to(v, y.shape), (1, 3))
     return spots(*parts, three(sigma) * px, three(weight), size)
 
 
@@ -98,7 +121,9 @@ def _prometaphase(rng, n, size, k=46):
     length = rng.uniform(1.0, 4.0, (n, k))
     height = condensation[:, None] * np.exp(rng.normal(0, 0.35, (n, k))) * 0.36 / sigma * (radius[:, None] / 10) ** -0.5
     image = _rods(rng, y, x, rng.uniform(0, np.pi, (n, k)), length, sigma, height, size, px)
-    return image, dict(size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, condensation=condensation, radius=a + 2)
+    return image, dict(
+        size=2 * a, eccentricity=np.sqrt(1 - (b / a) ** 2), orientation=angle, condensation=condensation, radius=a + 2
+    )
 
 # %% ../../nbs/data/simulate.ipynb #21a95804
 def _plate(rng, length, width, bend, height, angle, y0, x0, size, k=36):
@@ -126,10 +151,20 @@ def _metaphase(rng, n, size):
     image = _plate(rng, length, width, bend, condensation, angle, zero, zero, size)
     k = 3  # a chromosome or two not yet in the plate
     away = rng.uniform(size=(n, k)) < 0.12
-    y, x = turn(rng.uniform(-0.4, 0.4, (n, k)) * length[:, None], rng.choice([-1, 1], (n, k)) * rng.uniform(3, 6, (n, k)), angle[:, None])
+    y, x = turn(
+        rng.uniform(-0.4, 0.4, (n, k)) * length[:, None],
+        rng.choice([-1, 1], (n, k)) * rng.uniform(3, 6, (n, k)),
+        angle[:, None],
+    )
     image += spots(y * size / 64, x * size / 64, size / 64 * np.ones((n, k)), 0.5 * away * condensation[:, None], size)
-    return image, dict(size=length, eccentricity=np.sqrt(1 - (width / length) ** 2), orientation=angle, condensation=condensation,
-                       plate_width=width, radius=length / 2)
+    return image, dict(
+        size=length,
+        eccentricity=np.sqrt(1 - (width / length) ** 2),
+        orientation=angle,
+        condensation=condensation,
+        plate_width=width,
+        radius=length / 2,
+    )
 
 
 def _anaphase(rng, n, size, lone_share=0.7):
@@ -138,16 +173,35 @@ def _anaphase(rng, n, size, lone_share=0.7):
     separation = np.clip(width + 4 + rng.gamma(2.3, 3.2, n), 0, 27)
     angle, condensation = rng.uniform(0, np.pi, n), 2.8 * np.exp(rng.normal(0, 0.3, n))
     bend = rng.gamma(2, 0.5, n)
-    lone = (rng.uniform(size=n) < lone_share) & (separation > 13)  # late: the sisters are segmented apart, the crop is centred on one
+    # late: the sisters are segmented apart, the crop is centred on one
+    lone = (rng.uniform(size=n) < lone_share) & (separation > 13)
     image = np.zeros((n, size, size), np.float32)
     for side in (-1, 1):
         # the sister at +v bends towards its pole at +v: its ends trail behind
         v = side * separation / 2 + np.where(lone, separation / 2, 0)
         y0, x0 = turn(rng.normal(0, 0.6, n), v, angle)
         tilt = angle + rng.normal(0, 0.12, n)
-        image += _plate(rng, length * np.exp(rng.normal(0, 0.07, n)), width, -side * bend, condensation * np.exp(rng.normal(0, 0.1, n)), tilt, y0, x0, size, k=26)
-    return image, dict(size=length, eccentricity=np.sqrt(1 - (width / length) ** 2), orientation=angle, condensation=condensation,
-                       plate_width=width, separation=separation, radius=np.hypot(length, separation * np.where(lone, 2, 1)) / 2 + 1)
+        image += _plate(
+            rng,
+            length * np.exp(rng.normal(0, 0.07, n)),
+            width,
+            -side * bend,
+            condensation * np.exp(rng.normal(0, 0.1, n)),
+            tilt,
+            y0,
+            x0,
+            size,
+            k=26,
+        )
+    return image, dict(
+        size=length,
+        eccentricity=np.sqrt(1 - (width / length) ** 2),
+        orientation=angle,
+        condensation=condensation,
+        plate_width=width,
+        separation=separation,
+        radius=np.hypot(length, separation * np.where(lone, 2, 1)) / 2 + 1,
+    )
 
 # %% ../../nbs/data/simulate.ipynb #e4fd5ce8
 def _apoptosis(rng, n, size, k=12):
@@ -172,24 +226,38 @@ def _apoptosis(rng, n, size, k=12):
     spread = np.sqrt((there * (u ** 2 + v ** 2)).sum(1) / count)
     y, x = turn(u, v, angle[:, None])
     bodies = spots(y * px, x * px, sigma * px, there * np.exp(rng.normal(-0.3, 0.8, (n, k))), size)
-    image = condensation[:, None, None].astype(np.float32) * np.tanh(bodies)  # round, dense, smooth: the density has a ceiling
+    # round, dense, smooth: the density has a ceiling
+    image = condensation[:, None, None].astype(np.float32) * np.tanh(bodies)
     haze = spots(np.zeros((n, 1)), np.zeros((n, 1)), 1.1 * spread[:, None] * px, rng.uniform(0, 0.22, (n, 1)), size)
-    return image + haze, dict(size=2 * spread, eccentricity=np.sqrt(1 - 1 / ratio ** 2), orientation=angle, condensation=condensation,
-                              n_fragments=count.astype(float), spread=spread, radius=1.5 * spread + 4)
+    return image + haze, dict(
+        size=2 * spread,
+        eccentricity=np.sqrt(1 - 1 / ratio**2),
+        orientation=angle,
+        condensation=condensation,
+        n_fragments=count.astype(float),
+        spread=spread,
+        radius=1.5 * spread + 4,
+    )
 
 # %% ../../nbs/data/simulate.ipynb #ba5f6087
 def _shift(images, dy, dx, canvas):
-    """Each image moved by whole pixels (dy, dx) on a canvas of `canvas` pixels with the same centre, zeros from outside."""
+    """Each image moved by whole pixels (dy, dx) on a canvas of `canvas` pixels with the same centre, zeros from
+    outside.
+    """
     n, size, _ = images.shape
     grid = np.arange(canvas) - (canvas - size) // 2
     rows, cols = grid - dy[:, None], grid - dx[:, None]
     ok_r, ok_c = (rows >= 0) & (rows < size), (cols >= 0) & (cols < size)
-    moved = images[np.arange(n)[:, None, None], np.clip(rows, 0, size - 1)[:, :, None], np.clip(cols, 0, size - 1)[:, None, :]]
+    moved = images[
+        np.arange(n)[:, None, None], np.clip(rows, 0, size - 1)[:, :, None], np.clip(cols, 0, size - 1)[:, None, :]
+    ]
     return moved * (ok_r[:, :, None] & ok_c[:, None, :])
 
 
 def _add_neighbours(rng, objects, radius, is_interphase, slots=4):
-    """objects (B, size, size) on a wider canvas with other objects of the batch around them, and how many. radius (B,) in units."""
+    """objects (B, size, size) on a wider canvas with other objects of the batch around them, and how many. radius (B,)
+    in units.
+    """
     n, size, _ = objects.shape
     px, margin = size / 64, MARGIN * size // 64
     weight = np.where(is_interphase, 1.0, 0.06)
@@ -206,7 +274,12 @@ def _add_neighbours(rng, objects, radius, is_interphase, slots=4):
         here = np.flatnonzero(room & (rng.uniform(size=n) < crowd))
         if len(here):
             gain = np.exp(rng.normal(0, 0.25, len(here))).astype(np.float32)[:, None, None]
-            out[here] += gain * _shift(objects[who[here]], np.rint(y[here] * px).astype(int), np.rint(x[here] * px).astype(int), size + 2 * margin)
+            out[here] += gain * _shift(
+                objects[who[here]],
+                np.rint(y[here] * px).astype(int),
+                np.rint(x[here] * px).astype(int),
+                size + 2 * margin,
+            )
             placed[k][:, here] = y[here], x[here], radius[who[here]]
             count[here] += 1
     return out, count
@@ -217,7 +290,8 @@ def _blur(images, sigma, dy, dx):
     n, size, _ = images.shape
     fy, fx = fft.fftfreq(size).astype(np.float32)[:, None], fft.rfftfreq(size).astype(np.float32)
     s2 = (2 * np.pi ** 2 * sigma ** 2).astype(np.float32)[:, None, None]
-    ky = np.exp(-s2 * fy ** 2 - 2j * np.pi * dy.astype(np.float32)[:, None, None] * fy).astype(np.complex64)  # separable
+    # separable
+    ky = np.exp(-s2 * fy ** 2 - 2j * np.pi * dy.astype(np.float32)[:, None, None] * fy).astype(np.complex64)
     kx = np.exp(-s2 * fx ** 2 - 2j * np.pi * dx.astype(np.float32)[:, None, None] * fx).astype(np.complex64)
     spectrum = fft.rfft2(images)
     spectrum *= ky
@@ -226,19 +300,25 @@ def _blur(images, sigma, dy, dx):
 
 
 def _camera(rng, light, background, photons=5.0, read=1.0):
-    """Grey values 0-255: Poisson noise (`photons` electrons a grey value; Gaussian above, exact enough where it matters), read noise, saturation."""
+    """Grey values 0-255: Poisson noise (`photons` electrons a grey value; Gaussian above, exact enough where it
+    matters), read noise, saturation.
+    """
     light = np.maximum(light, 0) + background.astype(np.float32)[:, None, None]
-    noisy = light + np.sqrt(light / photons + read ** 2).astype(np.float32) * rng.standard_normal(light.shape, dtype=np.float32)
+    noisy = light + np.sqrt(light / photons + read**2).astype(np.float32) * rng.standard_normal(
+        light.shape, dtype=np.float32
+    )
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 # %% ../../nbs/data/simulate.ipynb #836255bc
 def simulate_nuclei(
     n: int,  # number of images
-    size: int = 64,  # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
+    # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
+    size: int = 64,
     random_state: int = 0,  # the same seed gives the same images
     classes=None,  # some of STATES; None: all five
 ) -> ImageSet:  # images uint8 (n, 1, size, size), labels, factors (true), pixel_size
-    """Simulated H2B nuclei in five states, as many of each, in random order, with the factors that they were drawn from.
+    """Simulated H2B nuclei in five states, as many of each, in random order, with the factors that they were drawn
+    from.
 
     Raises ValueError when n < 0, size < 32, or a class is not one of STATES.
     """
@@ -259,7 +339,9 @@ def simulate_nuclei(
     return ImageSet(images, labels=labels, class_names=classes, factors=factors, pixel_size=PIXEL_SIZE * 64 / size)
 
 
-DRAW = dict(interphase=_interphase, prometaphase=_prometaphase, metaphase=_metaphase, anaphase=_anaphase, apoptosis=_apoptosis)
+DRAW = dict(
+    interphase=_interphase, prometaphase=_prometaphase, metaphase=_metaphase, anaphase=_anaphase, apoptosis=_apoptosis
+)
 LENGTHS = ["size", "plate_width", "separation", "spread", "focus", "offset_y", "offset_x"]
 
 
@@ -279,9 +361,17 @@ def _render(rng, labels, size):
     focus = np.minimum(rng.gamma(1.2, 0.4, n), 1.3)
     dy, dx = np.clip(rng.normal(0, 1.2, (2, n)), -3, 3)
     background = 1 + rng.gamma(1.3, 2.0, n)
-    light = _blur(scene, np.hypot(0.85, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
+    light = (
+        _blur(scene, np.hypot(0.85, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
+    )
     margin = MARGIN * size // 64
     light = light[:, margin:margin + size, margin:margin + size]
-    factors["brightness"], factors["focus"], factors["background"], factors["offset_y"], factors["offset_x"] = brightness, focus, background, dy, dx
+    factors["brightness"], factors["focus"], factors["background"], factors["offset_y"], factors["offset_x"] = (
+        brightness,
+        focus,
+        background,
+        dy,
+        dx,
+    )
     factors[LENGTHS] *= PIXEL_SIZE
     return _camera(rng, light, background), factors

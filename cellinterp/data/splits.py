@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/splits.ipynb #5746de06
 from __future__ import annotations
+
 import numpy as np
 
 # %% auto #0
@@ -15,9 +16,16 @@ def _checked(labels, groups):
     labels = np.asarray(labels)
     if labels.ndim != 1: raise ValueError(f"labels: an array of shape {labels.shape} came; expected one dimension")
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if groups.shape != labels.shape: raise ValueError(f"groups: {groups.shape[0] if groups.ndim else 1} came for {len(labels)} labels; expected one a label")
+    if groups.shape != labels.shape:
+        raise ValueError(
+            f"groups: {groups.shape[0] if groups.ndim else 1} came for {len(labels)} labels; expected one a label"
+        )
     classes, y = np.unique(labels, return_inverse=True)
-    if len(classes) < 2: raise ValueError(f"labels: {'a single class, ' + repr(str(classes[0])) + ',' if len(classes) else 'no labels'} came; expected at least 2 classes to split by")
+    if len(classes) < 2:
+        raise ValueError(
+            f"labels: {'a single class, ' + repr(str(classes[0])) + ',' if len(classes) else 'no labels'} came;"
+            " expected at least 2 classes to split by"
+        )
     names, g = np.unique(groups, return_inverse=True)
     counts = np.zeros((len(names), len(classes)), int)                      # (groups, classes)
     np.add.at(counts, (g, y), 1)
@@ -28,9 +36,14 @@ def _need(classes, counts, n: int, what: str, grouped: bool):
     have = (counts > 0).sum(0)
     if have.min() < n:
         kind = "groups" if grouped else "samples"
-        raise ValueError(f"{'groups' if grouped else 'labels'}: class {str(classes[have.argmin()])!r} came in {have.min()} {kind}; expected at least {n}, for {what}")
+        raise ValueError(
+            f"{'groups' if grouped else 'labels'}: class {str(classes[have.argmin()])!r} came in {have.min()} {kind};"
+            f" expected at least {n}, for {what}"
+        )
 
-def folds(labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 200) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(
+    labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 200
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to train on and rows to test on, `n_splits` times; every row is tested once.
 
     labels : N class labels
@@ -40,32 +53,38 @@ def folds(labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 20
 
     Raises ValueError for a single class, and for a class with fewer groups (or samples) than folds."""
     from sklearn.model_selection import StratifiedGroupKFold
+
     classes, y, g, counts = _checked(labels, groups)
-    if not n_splits >= 2: raise ValueError(f"n_splits: {n_splits} came; expected at least 2")
+    if not n_splits >= 2:
+        raise ValueError(f"n_splits: {n_splits} came; expected at least 2")
     _need(classes, counts, n_splits, f"{n_splits} folds", groups is not None)
-    if len(counts) == len(y): return list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, g))
+    if len(counts) == len(y):
+        return list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, g))
     random, shares, best = np.random.default_rng(seed), counts / counts.sum(0), (np.inf, None)
-    each = np.eye(n_splits)[:, :, None]                                     # (fold chosen, fold, 1)
+    each = np.eye(n_splits)[:, :, None]  # (fold chosen, fold, 1)
     for _ in range(max(1, min(tries, 100_000 // len(counts)))):
-        held, fold = np.zeros((n_splits, len(classes))), np.empty(len(counts), int)   # share of each class in each fold
+        held, fold = np.zeros((n_splits, len(classes))), np.empty(len(counts), int)  # share of each class in each fold
         for group in random.permutation(len(counts)):
-            uneven = (held + each * shares[group]).std(1).sum(1)            # (fold chosen,)
+            uneven = (held + each * shares[group]).std(1).sum(1)  # (fold chosen,)
             fold[group] = min(np.flatnonzero(uneven <= uneven.min() + 1e-12), key=lambda f: held[f].sum())
             held[fold[group]] += shares[group]
-        cost = held.std(0).sum() + 10 * (held == 0).sum()                   # a class missing from a fold is worst
-        if cost < best[0]: best = cost, fold
+        cost = held.std(0).sum() + 10 * (held == 0).sum()  # a class missing from a fold is worst
+        if cost < best[0]:
+            best = cost, fold
     return [(np.flatnonzero(best[1][g] != f), np.flatnonzero(best[1][g] == f)) for f in range(n_splits)]
 
 # %% ../../nbs/data/splits.ipynb #fdf8a754
 def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """One split by group: (rows kept, rows held out), `fraction` of each class held out as nearly as whole groups allow (equation above).
+    """One split by group: (rows kept, rows held out), `fraction` of each class held out as nearly as whole groups allow
+    (equation above).
 
     Raises ValueError for a fraction outside (0, 1), a single class, and a class in one group (or sample) alone."""
     classes, y, g, counts = _checked(labels, groups)
     if not 0 < fraction < 1: raise ValueError(f"fraction: {fraction} came; expected more than 0 and less than 1")
     _need(classes, counts, 2, "one on each side of the split", groups is not None)
     random = np.random.default_rng(seed)
-    if groups is None:                                                      # no groups to balance: cut each class by itself
+    # no groups to balance: cut each class by itself
+    if groups is None:
         held = np.zeros(len(y), bool)
         for k in range(len(classes)):
             rows = random.permutation(np.flatnonzero(y == k))
@@ -74,16 +93,22 @@ def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int 
     total, best = counts.sum(0), (np.inf, None)
     for _ in range(tries):
         order = random.permutation(len(counts))
-        share = np.cumsum(counts[order], 0) / total                         # (groups, classes): held out if the cut is after this group
+        # (groups, classes): held out if the cut is after this group
+        share = np.cumsum(counts[order], 0) / total
         cost = np.where(((share > 0) & (share < 1 - 1e-9)).all(1), np.abs(share - fraction).sum(1), np.inf)
         if cost.min() < best[0]: best = cost.min(), order[:cost.argmin() + 1]
-    if best[1] is None: raise ValueError(f"groups: no split of {len(counts)} groups with every class on both sides came in {tries} tries; expected more groups a class")
+    if best[1] is None:
+        raise ValueError(
+            f"groups: no split of {len(counts)} groups with every class on both sides came in {tries} tries; expected"
+            " more groups a class"
+        )
     held = np.isin(g, best[1])
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 # %% ../../nbs/data/splits.ipynb #7e60166b
 def permuted_by_group(labels, groups, seed: int = 0) -> np.ndarray:
-    """Labels (N,) read off group by group in a random order of the groups, laid over the cells in the groups' own order: each label as often as before, alike ones side by side.
+    """Labels (N,) read off group by group in a random order of the groups, laid over the cells in the groups' own
+    order: each label as often as before, alike ones side by side.
 
     groups : (N,) names of wells, plates or patients, or None: every row is its own group
 
@@ -96,22 +121,35 @@ def permuted_by_group(labels, groups, seed: int = 0) -> np.ndarray:
     return permuted
 
 # %% ../../nbs/data/splits.ipynb #331b674c
-def inner_split(y, groups=None, *, fraction: float = 0.25, seed: int = 0, classes: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to fit on, rows to choose by) inside an estimator; all rows in both where they are too few: under 40, under 4 groups, or a class with under 4 rows.
+def inner_split(
+    y, groups=None, *, fraction: float = 0.25, seed: int = 0, classes: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to fit on, rows to choose by) inside an estimator; all rows in both where they are too few: under 40, under
+    4 groups, or a class with under 4 rows.
 
-    y : (N,) class codes 0 ... K-1 (every class on both sides), or numbers with classes=False. groups : (N,) kept whole. fraction : held out, rounded to 1/n.
+    y : (N,) class codes 0 ... K-1 (every class on both sides), or numbers with classes=False. groups : (N,) kept whole.
+        fraction : held out, rounded to 1/n.
 
     Raises ValueError if there are not as many groups as rows."""
     import warnings
+
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
     n, rows = len(y), np.arange(len(y))
     groups = rows if groups is None else np.asarray(groups)
-    if len(groups) != n: raise ValueError(f"groups has {len(groups)} entries for {n} rows")
+    if len(groups) != n:
+        raise ValueError(f"groups has {len(groups)} entries for {n} rows")
     parts = max(2, round(1 / fraction))
-    if n < 40 or len(np.unique(groups)) < max(parts, 4) or (classes and np.bincount(y).min() < 4): return rows, rows
-    cut = StratifiedGroupKFold(parts, shuffle=True, random_state=seed) if classes else GroupKFold(parts, shuffle=True, random_state=seed)
+    if n < 40 or len(np.unique(groups)) < max(parts, 4) or (classes and np.bincount(y).min() < 4):
+        return rows, rows
+    cut = (
+        StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        if classes
+        else GroupKFold(parts, shuffle=True, random_state=seed)
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # a class with fewer groups than parts
+        warnings.simplefilter("ignore")  # a class with fewer groups than parts
         for train, held in cut.split(rows, y, groups):
-            if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1): return train, held
+            if not classes or (len(np.unique(y[train])) == len(np.unique(y[held])) == y.max() + 1):
+                return train, held
     return rows, rows

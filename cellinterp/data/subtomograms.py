@@ -4,10 +4,13 @@
 
 # %% ../../nbs/data/subtomograms.ipynb #b2f7b635
 from __future__ import annotations
+
 import os
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .images import ImageSet
 from .particles import relion_angles, relion_rotations
 from .volumes import class_of, read_volume
@@ -17,28 +20,42 @@ __all__ = ['CTF', 'density_from_pdb', 'read_densities', 'resample', 'rotated', '
            'simulate_subtomograms', 'true_rotations', 'find_symmetry']
 
 # %% ../../nbs/data/subtomograms.ipynb #1f7dcd6b
-def density_from_pdb(path, resolution: float = 20.0, voxel_size: float = 10.0, assembly: str | None = None) -> np.ndarray:
-    """Density of an atomic model, centred on its centre of mass in a cube that holds it: (D, D, D) float32, axes z, y, x.
+def density_from_pdb(
+    path, resolution: float = 20.0, voxel_size: float = 10.0, assembly: str | None = None
+) -> np.ndarray:
+    """Density of an atomic model, centred on its centre of mass in a cube that holds it: (D, D, D) float32, axes z, y,
+    x.
 
     path : .pdb or .cif, also .gz; its first model, without water. resolution, voxel_size : Å
     assembly : name of a biological assembly in the file to build first ("1"); default: the atoms as they are
-    Raises ValueError where the voxels are too large for the resolution (more than half of it), or there are no atoms."""
+    Raises ValueError where the voxels are too large for the resolution (more than half of it), or there are no
+    atoms."""
     import gemmi
-    if not voxel_size > 0 or not resolution >= 2 * voxel_size: raise ValueError(f"resolution: {resolution} Å came with voxels of {voxel_size} Å; expected at least two voxels")
+
+    if not voxel_size > 0 or not resolution >= 2 * voxel_size:
+        raise ValueError(f"resolution: {resolution} Å came with voxels of {voxel_size} Å; expected at least two voxels")
     path = Path(path).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"path: {path.name} does not exist")
+    if not path.exists():
+        raise FileNotFoundError(f"path: {path.name} does not exist")
     structure = gemmi.read_structure(str(path))
-    if len(structure) == 0: raise ValueError(f"path: no atoms in {path.name}")
+    if len(structure) == 0:
+        raise ValueError(f"path: no atoms in {path.name}")
     structure.remove_waters()
     model = structure[0]
     if assembly is not None:
         names = [a.name for a in structure.assemblies]
-        if assembly not in names: raise ValueError(f"assembly: {assembly!r} came; expected one of {', '.join(names) or '(the file has none)'}")
-        model = gemmi.make_assembly(structure.assemblies[names.index(assembly)], model, gemmi.HowToNameCopiedChain.AddNumber)
+        if assembly not in names:
+            raise ValueError(
+                f"assembly: {assembly!r} came; expected one of {', '.join(names) or '(the file has none)'}"
+            )
+        model = gemmi.make_assembly(
+            structure.assemblies[names.index(assembly)], model, gemmi.HowToNameCopiedChain.AddNumber
+        )
     atoms = [(a.atom.pos.x, a.atom.pos.y, a.atom.pos.z, a.atom.element.atomic_number * a.atom.occ) for a in model.all()]
-    if not atoms: raise ValueError(f"path: no atoms in {path.name}")
+    if not atoms:
+        raise ValueError(f"path: no atoms in {path.name}")
     atoms = np.array(atoms)
-    return _gaussians(atoms[:, :3], atoms[:, 3], resolution / (np.pi * 2**.5), voxel_size)
+    return _gaussians(atoms[:, :3], atoms[:, 3], resolution / (np.pi * 2**0.5), voxel_size)
 
 
 def _gaussians(xyz, weight, sigma: float, voxel_size: float) -> np.ndarray:
@@ -47,12 +64,16 @@ def _gaussians(xyz, weight, sigma: float, voxel_size: float) -> np.ndarray:
     points = (xyz - np.average(xyz, axis=0, weights=weight)) / voxel_size               # in voxels from the middle
     edge = next_fast_len(int(2 * np.ceil(np.abs(points).max() + 4 * sigma / voxel_size)) + 2)
     grid, at = np.zeros((edge,) * 3), points[:, ::-1] + (edge - 1) / 2                   # z, y, x
-    low = np.floor(at).astype(int); part = at - low
-    for corner in np.ndindex(2, 2, 2):                                                   # linear spreading onto the eight voxels around: adds 1/6 voxel² of variance on average
+    low = np.floor(at).astype(int)
+    part = at - low
+    # linear spreading onto the eight voxels around: adds 1/6 voxel² of variance on average
+    for corner in np.ndindex(2, 2, 2):
         share = np.prod(np.where(corner, part, 1 - part), axis=1)
         np.add.at(grid, tuple((low + corner).T), weight * share)
     k2 = _k2((edge,) * 3, voxel_size)
-    return np.clip(irfftn(rfftn(grid) * np.exp(-2 * np.pi**2 * max(sigma**2 - voxel_size**2 / 6, 0) * k2), grid.shape), 0, None).astype(np.float32)
+    return np.clip(
+        irfftn(rfftn(grid) * np.exp(-2 * np.pi**2 * max(sigma**2 - voxel_size**2 / 6, 0) * k2), grid.shape), 0, None
+    ).astype(np.float32)
 
 
 def _k2(shape, voxel_size: float) -> np.ndarray:
@@ -69,17 +90,27 @@ def read_densities(source, voxel_size: float = 10.0, resolution: float | None = 
     resolution : Å, of models; default two and a half voxels
     The class is the part of the name before the first `_` or `.`."""
     if not isinstance(source, dict):
-        paths = sorted(p for p in Path(source).expanduser().iterdir() if not p.name.startswith(".")) if isinstance(source, (str, os.PathLike)) else [Path(p).expanduser() for p in source]
+        paths = (
+            sorted(p for p in Path(source).expanduser().iterdir() if not p.name.startswith("."))
+            if isinstance(source, (str, os.PathLike))
+            else [Path(p).expanduser() for p in source]
+        )
         names = [class_of(p.name.split(".")[0]) for p in paths]
-        if len(set(names)) != len(names): raise ValueError(f"source: several files of class {next(n for n in names if names.count(n) > 1)!r} came; expected one density a class")
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"source: several files of class {next(n for n in names if names.count(n) > 1)!r} came; expected one"
+                " density a class"
+            )
         source = dict(zip(names, paths))
     if not source: raise ValueError("source: no densities came; expected at least one")
     cubes = []
     for name, item in source.items():
         if isinstance(item, (str, os.PathLike)) and {".pdb", ".cif", ".ent"} & set(Path(item).suffixes):
-            cubes.append(density_from_pdb(item, 2.5 * voxel_size if resolution is None else resolution, voxel_size)); continue
+            cubes.append(density_from_pdb(item, 2.5 * voxel_size if resolution is None else resolution, voxel_size))
+            continue
         array, own = read_volume(item) if isinstance(item, (str, os.PathLike)) else item
-        if own is None: raise ValueError(f"source: the map of {name!r} has no voxel size; pass {{class: (array, Å a voxel)}}")
+        if own is None:
+            raise ValueError(f"source: the map of {name!r} has no voxel size; pass {{class: (array, Å a voxel)}}")
         cubes.append(resample(_cube(np.asarray(array, np.float32)), own, voxel_size))
     edge = max(len(c) for c in cubes)
     return ImageSet(np.stack([_cube(c, edge) for c in cubes])[:, None], list(source), pixel_size=voxel_size * 1e-4)
@@ -94,13 +125,16 @@ def _cube(array: np.ndarray, edge: int | None = None) -> np.ndarray:
 
 
 def resample(density: np.ndarray, voxel_size: float, new: float) -> np.ndarray:
-    "A cube at another voxel size (Å): frequencies that the new grid cannot hold are removed first; the middle stays the middle."
+    """A cube at another voxel size (Å): frequencies that the new grid cannot hold are removed first; the middle stays
+    the middle.
+    """
     from scipy.fft import irfftn, rfftn
     from scipy.ndimage import affine_transform
     ratio = new / voxel_size
     if abs(ratio - 1) < 1e-6: return density
     if ratio > 1:
-        k = np.sqrt(_k2(density.shape, voxel_size)) * 2 * new                            # 1 at the new Nyquist frequency
+        # 1 at the new Nyquist frequency
+        k = np.sqrt(_k2(density.shape, voxel_size)) * 2 * new
         density = irfftn(rfftn(density) * (0.5 + 0.5 * np.cos(np.pi * np.clip((k - .8) / .2, 0, 1))), density.shape)
     edge = int(np.ceil(len(density) / ratio))
     offset = (len(density) - 1) / 2 - ratio * (edge - 1) / 2
@@ -113,25 +147,36 @@ def _splines(densities: np.ndarray) -> list[np.ndarray]:
 
 
 def _placed(spline: np.ndarray, rotation: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
-    "The density (as spline coefficients) turned by `rotation` and moved by `shift` voxels (x, y, z), in a box of edge `size`."
+    """The density (as spline coefficients) turned by `rotation` and moved by `shift` voxels (x, y, z), in a box of edge
+    `size`.
+    """
     from scipy.ndimage import affine_transform
     back = rotation.T[::-1, ::-1]                                                        # Rᵀ for columns (z, y, x)
     middle = (size - 1) / 2 + shift[::-1]
-    return affine_transform(spline, back, (np.array(spline.shape) - 1) / 2 - back @ middle, (size,) * 3, order=3, prefilter=False)
+    return affine_transform(
+        spline, back, (np.array(spline.shape) - 1) / 2 - back @ middle, (size,) * 3, order=3, prefilter=False
+    )
 
 
 def rotated(density, rotations, shifts=None, size: int | None = None) -> np.ndarray:
-    """Turned copies of one density about the middle of its box: (D, D, D) and (n, 3, 3) → (n, size, size, size) float32.
+    """Turned copies of one density about the middle of its box: (D, D, D) and (n, 3, 3) → (n, size, size, size)
+    float32.
 
     rotations : matrices on columns (x, y, z), reference to particle. shifts : (n, 3) voxels along x, y, z"""
     density, rotations = np.asarray(density), np.asarray(rotations, dtype=float)
     if density.ndim != 3: raise ValueError(f"density: the shape {density.shape} came; expected (D, D, D)")
-    if rotations.ndim != 3 or rotations.shape[1:] != (3, 3): raise ValueError(f"rotations: the shape {rotations.shape} came; expected (n, 3, 3)")
-    spline, shifts = _splines([density])[0], np.zeros((len(rotations), 3)) if shifts is None else np.asarray(shifts, dtype=float)
-    return np.stack([_placed(spline, R, t, len(density) if size is None else size) for R, t in zip(rotations, shifts)]).astype(np.float32)
+    if rotations.ndim != 3 or rotations.shape[1:] != (3, 3):
+        raise ValueError(f"rotations: the shape {rotations.shape} came; expected (n, 3, 3)")
+    spline, shifts = _splines([density])[0], (
+        np.zeros((len(rotations), 3)) if shifts is None else np.asarray(shifts, dtype=float)
+    )
+    return np.stack(
+        [_placed(spline, R, t, len(density) if size is None else size) for R, t in zip(rotations, shifts)]
+    ).astype(np.float32)
 
 # %% ../../nbs/data/subtomograms.ipynb #1ae1841c
-CTF = dict(defocus=3.0, voltage=300.0, cs=2.7, amplitude_contrast=0.1, b_factor=0.0)       # µm (or a range), kV, mm, 1, Å²
+# µm (or a range), kV, mm, 1, Å²
+CTF = dict(defocus=3.0, voltage=300.0, cs=2.7, amplitude_contrast=0.1, b_factor=0.0)
 
 
 def wavelength(voltage: float) -> float:
@@ -140,16 +185,27 @@ def wavelength(voltage: float) -> float:
     return 12.2643 / np.sqrt(v * (1 + 0.978466e-6 * v))
 
 
-def ctf_curve(k2, defocus: float, voltage: float = 300.0, cs: float = 2.7, amplitude_contrast: float = 0.1, b_factor: float = 0.0):
-    "CTF at squared frequencies k2 (1/Å²); defocus in µm (underfocus positive), cs in mm, b_factor in Å² (damping exp(−B k²/4))."
+def ctf_curve(
+    k2, defocus: float, voltage: float = 300.0, cs: float = 2.7, amplitude_contrast: float = 0.1, b_factor: float = 0.0
+):
+    """CTF at squared frequencies k2 (1/Å²); defocus in µm (underfocus positive), cs in mm, b_factor in Å² (damping
+    exp(−B k²/4)).
+    """
     length = wavelength(voltage)
     chi = np.pi * length * defocus * 1e4 * k2 - np.pi / 2 * cs * 1e7 * length**3 * k2**2
-    return (np.sqrt(1 - amplitude_contrast**2) * np.sin(chi) + amplitude_contrast * np.cos(chi)) * np.exp(-b_factor * k2 / 4)
+    return (np.sqrt(1 - amplitude_contrast**2) * np.sin(chi) + amplitude_contrast * np.cos(chi)) * np.exp(
+        -b_factor * k2 / 4
+    )
 
 
 def wedge_mask(size: int, max_tilt: float) -> np.ndarray:
-    "What tilts up to ±max_tilt degrees about y measure, on the half grid of rfftn: (size, size, size // 2 + 1) of 0 and 1."
-    if not 0 < max_tilt <= 90: raise ValueError(f"missing_wedge: {max_tilt} came; expected the largest tilt in degrees, above 0 and at most 90")
+    """What tilts up to ±max_tilt degrees about y measure, on the half grid of rfftn: (size, size, size // 2 + 1) of 0
+    and 1.
+    """
+    if not 0 < max_tilt <= 90:
+        raise ValueError(
+            f"missing_wedge: {max_tilt} came; expected the largest tilt in degrees, above 0 and at most 90"
+        )
     kz, kx = np.abs(np.fft.fftfreq(size)), np.abs(np.fft.rfftfreq(size))
     inside = (kz[:, None] <= kx * np.tan(np.deg2rad(max_tilt)) + 1e-9) | (max_tilt == 90)
     return np.repeat(inside[:, None], size, 1).astype(np.float32)
@@ -161,107 +217,179 @@ def _as_range(value, name: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def simulate_subtomograms(densities, n: int = 1000, snr: float | None = 0.1, missing_wedge: float | None = None, ctf: dict | None = None, shift: float = 0.0,
-                          voxel_size: float | None = None, size: int = 32, rotations=None, seed: int = 0, dtype=np.float32) -> ImageSet:
+def simulate_subtomograms(
+    densities,
+    n: int = 1000,
+    snr: float | None = 0.1,
+    missing_wedge: float | None = None,
+    ctf: dict | None = None,
+    shift: float = 0.0,
+    voxel_size: float | None = None,
+    size: int = 32,
+    rotations=None,
+    seed: int = 0,
+    dtype=np.float32,
+) -> ImageSet:
     """Particles of several proteins at random poses.
 
-    densities : one density a class, an ImageSet (`read_densities`, `load_data("shrec_densities")`), or anything that `read_densities` takes
+    densities : one density a class, an ImageSet (`read_densities`, `load_data("shrec_densities")`), or anything that
+        `read_densities` takes
     n : particles in all, shared evenly among the classes, in random order
     snr : variance of the signal over that of the noise, over the box; None: no noise
     missing_wedge : the largest tilt in degrees (60: tilts of ±60 about y); None: no wedge
-    ctf : None, or any of `defocus` (µm, a number or (low, high)), `voltage` (kV), `cs` (mm), `amplitude_contrast`, `b_factor` (Å²); {} takes the values in `CTF`
+    ctf : None, or any of `defocus` (µm, a number or (low, high)), `voltage` (kV), `cs` (mm), `amplitude_contrast`,
+        `b_factor` (Å²); {} takes the values in `CTF`
     shift : largest shift in voxels along each axis, uniform
     voxel_size : Å a voxel of the particles; default that of the densities
     size : edge of the box in voxels
     rotations : None: uniform over SO(3), or (n, 3, 3)
     dtype : of the volumes; float16 halves the memory
 
-    Densities are moved so that their centre of mass lies in the middle of the box. Returns an ImageSet: images (n, 1, size, size, size), labels, pixel_size (µm),
-    factors with rot, tilt, psi (RELION's angles in degrees), shift_x, shift_y, shift_z (voxels) and defocus (µm); `true_rotations(set)` gives the matrices."""
+    Densities are moved so that their centre of mass lies in the middle of the box. Returns an ImageSet: images (n, 1,
+    size, size, size), labels, pixel_size (µm),
+    factors with rot, tilt, psi (RELION's angles in degrees), shift_x, shift_y, shift_z (voxels) and defocus (µm);
+    `true_rotations(set)` gives the matrices."""
     from scipy.fft import irfftn, rfftn
     from scipy.spatial.transform import Rotation
-    if not isinstance(densities, ImageSet): densities = read_densities(densities, 10.0 if voxel_size is None else voxel_size)
-    if densities.images.ndim != 5: raise ValueError(f"densities: images of shape {densities.images.shape} came; expected (K, 1, D, D, D)")
+
+    if not isinstance(densities, ImageSet):
+        densities = read_densities(densities, 10.0 if voxel_size is None else voxel_size)
+    if densities.images.ndim != 5:
+        raise ValueError(f"densities: images of shape {densities.images.shape} came; expected (K, 1, D, D, D)")
     names = densities.labels.tolist()
-    if len(set(names)) != len(names) or "" in names: raise ValueError(f"densities: the labels {names} came; expected one density a class, each with its name")
-    if n < len(names): raise ValueError(f"n: {n} came; expected at least one for each of {len(names)} classes")
-    if snr is not None and not snr > 0: raise ValueError(f"snr: {snr} came; expected more than 0, or None for no noise")
-    if size < 8: raise ValueError(f"size: {size} came; expected at least 8 voxels")
+    if len(set(names)) != len(names) or "" in names:
+        raise ValueError(f"densities: the labels {names} came; expected one density a class, each with its name")
+    if n < len(names):
+        raise ValueError(f"n: {n} came; expected at least one for each of {len(names)} classes")
+    if snr is not None and not snr > 0:
+        raise ValueError(f"snr: {snr} came; expected more than 0, or None for no noise")
+    if size < 8:
+        raise ValueError(f"size: {size} came; expected at least 8 voxels")
     own = None if densities.pixel_size is None else densities.pixel_size * 1e4
-    if own is None and (ctf is not None or voxel_size is not None): raise ValueError("densities: no pixel_size came; a CTF and another voxel_size need it")
-    if ctf is not None and set(ctf) - set(CTF): raise ValueError(f"ctf: {', '.join(sorted(set(ctf) - set(CTF)))} came; expected some of {', '.join(CTF)}")
+    if own is None and (ctf is not None or voxel_size is not None):
+        raise ValueError("densities: no pixel_size came; a CTF and another voxel_size need it")
+    if ctf is not None and set(ctf) - set(CTF):
+        raise ValueError(f"ctf: {', '.join(sorted(set(ctf) - set(CTF)))} came; expected some of {', '.join(CTF)}")
     mask = None if missing_wedge is None else wedge_mask(size, missing_wedge)
     optics = None if ctf is None else {**CTF, **ctf}
     focus = None if ctf is None else _as_range(optics.pop("defocus"), "ctf['defocus']")
     cubes = densities.images[:, 0]
-    if voxel_size is not None: cubes = [resample(c, own, voxel_size) for c in cubes]
+    if voxel_size is not None:
+        cubes = [resample(c, own, voxel_size) for c in cubes]
     voxel = own if voxel_size is None else voxel_size
     splines = _splines(cubes)
     # The centre of mass of each density from the middle of its box, along x, y, z: taken away before turning.
-    off = [np.average(np.indices(c.shape).reshape(3, -1), axis=1, weights=np.clip(c, 0, None).ravel() + 1e-12)[::-1] - (len(c) - 1) / 2 for c in cubes]
+    off = [
+        np.average(np.indices(c.shape).reshape(3, -1), axis=1, weights=np.clip(c, 0, None).ravel() + 1e-12)[::-1]
+        - (len(c) - 1) / 2
+        for c in cubes
+    ]
     random = np.random.default_rng(seed)
     y = random.permutation(np.arange(n) % len(names))
     given = rotations is not None
     R = np.asarray(rotations, dtype=float) if given else Rotation.random(n, rng=random).as_matrix()
-    if R.shape != (n, 3, 3): raise ValueError(f"rotations: the shape {R.shape} came; expected ({n}, 3, 3)")
+    if R.shape != (n, 3, 3):
+        raise ValueError(f"rotations: the shape {R.shape} came; expected ({n}, 3, 3)")
     moved = random.uniform(-shift, shift, (n, 3)) if shift else np.zeros((n, 3))
     defocus = np.full(n, np.nan) if focus is None else random.uniform(*focus, n)
     k2 = None if ctf is None else _k2((size,) * 3, voxel)
     out = np.empty((n, 1, size, size, size), dtype)
     for i, k in enumerate(y):
         v = _placed(splines[k], R[i], moved[i] - R[i] @ off[k], size)
-        if focus is not None: v = irfftn(rfftn(v) * ctf_curve(k2, defocus[i], **optics), v.shape)
-        if snr is not None: v = v + random.normal(0, v.std() / np.sqrt(snr), v.shape)
-        if mask is not None: v = irfftn(rfftn(v) * mask, v.shape)
+        if focus is not None:
+            v = irfftn(rfftn(v) * ctf_curve(k2, defocus[i], **optics), v.shape)
+        if snr is not None:
+            v = v + random.normal(0, v.std() / np.sqrt(snr), v.shape)
+        if mask is not None:
+            v = irfftn(rfftn(v) * mask, v.shape)
         out[i, 0] = (v - v.mean()) / max(v.std(), 1e-12)
-    factors = pd.DataFrame(relion_angles(R), columns=["rot", "tilt", "psi"]).assign(**dict(zip(["shift_x", "shift_y", "shift_z"], moved.T)))
-    if focus is not None: factors["defocus"] = defocus
-    return ImageSet(out, np.array(names)[y], list(densities.class_names), factors=factors, pixel_size=None if voxel is None else voxel * 1e-4, attribution=densities.attribution)
+    factors = pd.DataFrame(relion_angles(R), columns=["rot", "tilt", "psi"]).assign(
+        **dict(zip(["shift_x", "shift_y", "shift_z"], moved.T))
+    )
+    if focus is not None:
+        factors["defocus"] = defocus
+    return ImageSet(
+        out,
+        np.array(names)[y],
+        list(densities.class_names),
+        factors=factors,
+        pixel_size=None if voxel is None else voxel * 1e-4,
+        attribution=densities.attribution,
+    )
 
 
 def true_rotations(particles: ImageSet) -> np.ndarray:
     "The poses of simulated particles as matrices, reference to particle: (N, 3, 3)."
-    if particles.factors is None or not {"rot", "tilt", "psi"} <= set(particles.factors): raise ValueError("factors: expected the columns rot, tilt and psi")
+    if particles.factors is None or not {"rot", "tilt", "psi"} <= set(particles.factors):
+        raise ValueError("factors: expected the columns rot, tilt and psi")
     return relion_rotations(particles.factors[["rot", "tilt", "psi"]].to_numpy())
 
 # %% ../../nbs/data/subtomograms.ipynb #09e5bca8
-def find_symmetry(density, threshold: float = 0.97, orders=(8, 7, 6, 5, 4, 3, 2), n_axes: int = 300, size: int | None = None) -> tuple[str, np.ndarray, float]:
-    """The largest group Cn or Dn that leaves a density alike: (name, rotations (order, 3, 3) in its frame, the lowest correlation among them).
+def find_symmetry(
+    density, threshold: float = 0.97, orders=(8, 7, 6, 5, 4, 3, 2), n_axes: int = 300, size: int | None = None
+) -> tuple[str, np.ndarray, float]:
+    """The largest group Cn or Dn that leaves a density alike: (name, rotations (order, 3, 3) in its frame, the lowest
+    correlation among them).
 
-    threshold : correlation from which a turn counts. orders : of the main axis. The cubic groups T, O, I are not looked for: their largest C or D subgroup is found.
+    threshold : correlation from which a turn counts. orders : of the main axis. The cubic groups T, O, I are not looked
+        for: their largest C or D subgroup is found.
     The density should be centred on its symmetry axes, which for a uniform protein go through the centre of mass."""
     from scipy.optimize import minimize
     from scipy.spatial.transform import Rotation
+
     density = np.asarray(density, dtype=np.float32)
     spline, edge = _splines([density])[0], len(density) if size is None else size
-    off = np.average(np.indices(density.shape).reshape(3, -1), axis=1, weights=np.clip(density, 0, None).ravel())[::-1] - (len(density) - 1) / 2
+    off = (
+        np.average(np.indices(density.shape).reshape(3, -1), axis=1, weights=np.clip(density, 0, None).ravel())[::-1]
+        - (len(density) - 1) / 2
+    )
     reference = _placed(spline, np.eye(3), -off, edge).ravel()
     reference = (reference - reference.mean()) / reference.std()
+
     def alike(R):
         v = _placed(spline, R, -R @ off, edge).ravel()
         return float(reference @ (v - v.mean()) / (v.std() * len(v)))
-    turn = lambda axis, degrees: Rotation.from_rotvec(np.asarray(axis) / np.linalg.norm(axis) * degrees, degrees=True).as_matrix()
-    i = np.arange(n_axes) + .5                                                           # a spiral over the half sphere
-    z, longitude = 1 - i / n_axes, np.pi * (1 + 5**.5) * i
+
+    def turn(axis, degrees):
+        return Rotation.from_rotvec(
+            np.asarray(axis) / np.linalg.norm(axis) * degrees, degrees=True
+        ).as_matrix()
+    i = np.arange(n_axes) + 0.5  # a spiral over the half sphere
+    z, longitude = 1 - i / n_axes, np.pi * (1 + 5**0.5) * i
     axes = np.stack([np.sqrt(1 - z**2) * np.cos(longitude), np.sqrt(1 - z**2) * np.sin(longitude), z], 1)
     best = ("C1", np.eye(3)[None], 1.0)
     for n in orders:
         scores = np.array([alike(turn(a, 360 / n)) for a in axes])
-        if scores.max() < threshold - .15: continue
-        axis = minimize(lambda a: -alike(turn(a, 360 / n)), axes[scores.argmax()], method="Nelder-Mead", options=dict(xatol=2e-3, fatol=1e-4, maxfev=80)).x
+        if scores.max() < threshold - 0.15:
+            continue
+        axis = minimize(
+            lambda a: -alike(turn(a, 360 / n)),
+            axes[scores.argmax()],
+            method="Nelder-Mead",
+            options=dict(xatol=2e-3, fatol=1e-4, maxfev=80),
+        ).x
         axis /= np.linalg.norm(axis)
         cyclic = np.stack([turn(axis, 360 * k / n) if k else np.eye(3) for k in range(n)])
-        lowest = min([alike(R) for R in cyclic[1:n // 2 + 1]])
-        if lowest < threshold: continue
-        side = np.linalg.svd(axis[None])[2][1:]                                          # two directions across the axis
-        across = lambda t: np.cos(t) * side[0] + np.sin(t) * side[1]
+        lowest = min([alike(R) for R in cyclic[1 : n // 2 + 1]])
+        if lowest < threshold:
+            continue
+        # two directions across the axis
+        side = np.linalg.svd(axis[None])[2][1:]
+        def across(t):
+            return np.cos(t) * side[0] + np.sin(t) * side[1]
         angles = np.arange(0, np.pi / n, np.deg2rad(3))
         two = np.array([alike(turn(across(t), 180)) for t in angles])
         best = (f"C{n}", cyclic, lowest)
-        if two.max() > threshold - .1:
-            t = minimize(lambda t: -alike(turn(across(t[0]), 180)), [angles[two.argmax()]], method="Nelder-Mead", options=dict(xatol=1e-3, maxfev=40)).x[0]
+        if two.max() > threshold - 0.1:
+            t = minimize(
+                lambda t: -alike(turn(across(t[0]), 180)),
+                [angles[two.argmax()]],
+                method="Nelder-Mead",
+                options=dict(xatol=1e-3, maxfev=40),
+            ).x[0]
             dihedral = np.concatenate([cyclic, cyclic @ turn(across(t), 180)])
             both = min(lowest, *[alike(R) for R in dihedral[n:]])
-            if both >= threshold: best = (f"D{n}", dihedral, both)
+            if both >= threshold:
+                best = (f"D{n}", dihedral, both)
         break
     return best

@@ -4,10 +4,13 @@
 
 # %% ../../nbs/data/volumes.ipynb #f0277305
 from __future__ import annotations
+
 import os
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .images import ImageSet, as_nchw
 
 # %% auto #0
@@ -28,18 +31,23 @@ def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
     with mrcfile.open(path, mode="r") as mrc:
         array, header = np.asarray(mrc.data), mrc.header
         stack = array.ndim == 3 and (mrc.is_image_stack() or _suffix(path) in (".mrcs", ".st")) or array.ndim != 3
-        order = [int(header.maps), int(header.mapr), int(header.mapc)]                  # what the stored axes are: 1 x, 2 y, 3 z
+        # what the stored axes are: 1 x, 2 y, 3 z
+        order = [int(header.maps), int(header.mapr), int(header.mapc)]
         sizes = np.array([mrc.voxel_size.x, mrc.voxel_size.y, mrc.voxel_size.z], dtype=float)
     if not stack and sorted(order) == [1, 2, 3] and order != [3, 2, 1]: array = array.transpose(np.argsort(order)[::-1])
     known = sizes[:2] if stack else sizes
     if (known <= 0).any(): return array, None
-    if np.ptp(known) > 1e-3 * known.mean(): raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å came; expected cubes")
+    if np.ptp(known) > 1e-3 * known.mean():
+        raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å came; expected cubes")
     return array, float(known.mean())
 
 
 def _pick(names: list[str]) -> str:
     found = [k for k in _KEYS if k in names] or (names if len(names) == 1 else [])
-    if not found: raise ValueError(f"arrays {', '.join(names) or '(none)'} came; expected one called {', '.join(_KEYS)}, or a single one")
+    if not found:
+        raise ValueError(
+            f"arrays {', '.join(names) or '(none)'} came; expected one called {', '.join(_KEYS)}, or a single one"
+        )
     return found[0]
 
 
@@ -51,37 +59,56 @@ def read_volume(path) -> tuple[np.ndarray, float | None]:
     if not path.exists(): raise FileNotFoundError(f"source: {path.name} does not exist")
     ending, size = _suffix(path), None
     try:
-        if ending in MRC_SUFFIXES: array, size = _read_mrc(path)
-        elif ending == ".npy": array = np.load(path, allow_pickle=False)
+        if ending in MRC_SUFFIXES:
+            array, size = _read_mrc(path)
+        elif ending == ".npy":
+            array = np.load(path, allow_pickle=False)
         elif ending == ".npz":
             with np.load(path, allow_pickle=False) as npz:
                 array = npz[_pick([n for n in npz.files if n not in ("labels", "classes", "files", "voxel_size")])]
                 size = float(npz["voxel_size"]) if "voxel_size" in npz.files else None
         elif ending == ".zarr":
             import zarr
+
             store = zarr.open(path, mode="r")
             if not isinstance(store, zarr.Array):
                 size = store.attrs.get("voxel_size")
                 store = store[_pick(sorted(name for name, _ in store.arrays()))]
-            if "pickle" in str({k: v for k, v in store.metadata.to_dict().items() if k != "attributes"}): raise ValueError("a pickled array, which is never opened")
+            if "pickle" in str({k: v for k, v in store.metadata.to_dict().items() if k != "attributes"}):
+                raise ValueError("a pickled array, which is never opened")
             array, size = np.asarray(store[...]), store.attrs.get("voxel_size", size)
-        else: raise ValueError(f"a {ending or 'nameless'} file came; expected {', '.join(MRC_SUFFIXES)}, .npy, .npz or .zarr")
+        else:
+            raise ValueError(
+                f"a {ending or 'nameless'} file came; expected {', '.join(MRC_SUFFIXES)}, .npy, .npz or .zarr"
+            )
     except Exception as error:                                                          # any of the readers' many kinds
         raise ValueError(f"source: cannot read {path.name}: {str(error) or type(error).__name__}") from error
-    if array.dtype.kind not in "uifb": raise ValueError(f"source: cannot read {path.name}: dtype {array.dtype} came; expected numbers")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")), None if size is None else float(size)
+    if array.dtype.kind not in "uifb":
+        raise ValueError(f"source: cannot read {path.name}: dtype {array.dtype} came; expected numbers")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")), (
+        None if size is None else float(size)
+    )
 
 
 def write_volume(path, array, voxel_size: float | None = None, overwrite: bool = False):
-    "A volume (D, H, W) as .mrc or .map, a stack of images (N, H, W) as .mrcs; float16 stays, other numbers become float32. voxel_size in Å."
+    """A volume (D, H, W) as .mrc or .map, a stack of images (N, H, W) as .mrcs; float16 stays, other numbers become
+    float32. voxel_size in Å.
+    """
     import mrcfile
     path, array = Path(path).expanduser(), np.asarray(array)
-    if _suffix(path) not in (".mrc", ".map", ".mrcs"): raise ValueError(f"path: {path.name} came; expected an ending .mrc, .map or .mrcs")
+    if _suffix(path) not in (".mrc", ".map", ".mrcs"):
+        raise ValueError(f"path: {path.name} came; expected an ending .mrc, .map or .mrcs")
     if array.ndim != 3: raise ValueError(f"array: the shape {array.shape} came; expected three axes")
-    if path.exists() and not overwrite: raise FileExistsError(f"path: {path.name} exists; pass overwrite=True to write over it")
-    with mrcfile.new(path, array if array.dtype in (np.float16, np.int8, np.int16, np.uint16) else array.astype(np.float32), overwrite=overwrite) as mrc:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {path.name} exists; pass overwrite=True to write over it")
+    with mrcfile.new(
+        path,
+        array if array.dtype in (np.float16, np.int8, np.int16, np.uint16) else array.astype(np.float32),
+        overwrite=overwrite,
+    ) as mrc:
         mrc.set_image_stack() if _suffix(path) == ".mrcs" else mrc.set_volume()
-        if voxel_size is not None: mrc.voxel_size = voxel_size
+        if voxel_size is not None:
+            mrc.voxel_size = voxel_size
 
 # %% ../../nbs/data/volumes.ipynb #c5316c00
 def class_of(file: str, separator: str = "_") -> str:
@@ -92,59 +119,120 @@ def class_of(file: str, separator: str = "_") -> str:
     return name.split(separator, 1)[0]
 
 
-def load_volumes(source, classes=None, labels=None, *, separator: str = "_", voxel_size: float | None = None) -> ImageSet:
+def load_volumes(
+    source, classes=None, labels=None, *, separator: str = "_", voxel_size: float | None = None
+) -> ImageSet:
     """Volumes (or particle images) from a folder of files, one particle each, or from one file that holds them all.
 
-    source : a folder of .mrc, .map, .npy, .npz or .zarr files, or one .mrcs, .npy, .npz or .zarr with N particles along its first axis
-    classes : keep these classes only, in this order: a list, or a string with commas. Each is compared whole with the class part of a name
-    labels : a CSV path or DataFrame with columns `file` and `label` (further columns become metadata); or N labels. Default: `class_of` each file's name
+    source : a folder of .mrc, .map, .npy, .npz or .zarr files, or one .mrcs, .npy, .npz or .zarr with N particles along
+        its first axis
+    classes : keep these classes only, in this order: a list, or a string with commas. Each is compared whole with the
+        class part of a name
+    labels : a CSV path or DataFrame with columns `file` and `label` (further columns become metadata); or N labels.
+        Default: `class_of` each file's name
     separator : ends the class part of a name
     voxel_size : Å; default: the files' own, which must agree
 
-    Returns an ImageSet: images (N, 1, D, H, W), or (N, 1, H, W) for stacks of images; pixel_size in µm (1 Å = 1e-4 µm); metadata with `file`.
+    Returns an ImageSet: images (N, 1, D, H, W), or (N, 1, H, W) for stacks of images; pixel_size in µm (1 Å = 1e-4 µm);
+    metadata with `file`.
     Raises ValueError for mixed sizes or voxel sizes, files without a row, a class without files."""
     path = Path(source).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"source: {path.name} does not exist; expected a folder or a file")
-    table = labels if isinstance(labels, pd.DataFrame) else pd.read_csv(labels, dtype={"file": str, "label": str}) if isinstance(labels, (str, os.PathLike)) else None
-    if table is not None and not {"file", "label"} <= set(table.columns): raise ValueError(f"labels: the columns {', '.join(map(str, table.columns))} came; expected file and label among them")
-    wanted = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else None if classes is None else [str(c) for c in classes]
+    if not path.exists():
+        raise FileNotFoundError(f"source: {path.name} does not exist; expected a folder or a file")
+    table = (
+        labels
+        if isinstance(labels, pd.DataFrame)
+        else pd.read_csv(labels, dtype={"file": str, "label": str}) if isinstance(labels, (str, os.PathLike)) else None
+    )
+    if table is not None and not {"file", "label"} <= set(table.columns):
+        raise ValueError(
+            f"labels: the columns {', '.join(map(str, table.columns))} came; expected file and label among them"
+        )
+    wanted = (
+        [c.strip() for c in classes.split(",")]
+        if isinstance(classes, str)
+        else None if classes is None else [str(c) for c in classes]
+    )
     one_file = path.is_file() or _suffix(path) == ".zarr"
     if one_file:
         stack, size = read_volume(path)
         images = as_nchw(stack, {3: "NYX", 4: "NZYX"}.get(stack.ndim), name=path.name)
-        names = np.asarray(labels if labels is not None and table is None else table.label if table is not None else _stored_labels(path, len(images)), dtype=str)
-        table = pd.DataFrame({"file": [f"{path.name}#{i}" for i in range(len(images))]}) if table is None else table.drop(columns="label")
-        if len(names) != len(images) or len(table) != len(images): raise ValueError(f"labels: {len(names)} came for {len(images)} particles in {path.name}; expected one a particle")
+        names = np.asarray(
+            (
+                labels
+                if labels is not None and table is None
+                else table.label if table is not None else _stored_labels(path, len(images))
+            ),
+            dtype=str,
+        )
+        table = (
+            pd.DataFrame({"file": [f"{path.name}#{i}" for i in range(len(images))]})
+            if table is None
+            else table.drop(columns="label")
+        )
+        if len(names) != len(images) or len(table) != len(images):
+            raise ValueError(
+                f"labels: {len(names)} came for {len(images)} particles in {path.name}; expected one a particle"
+            )
         keep = np.ones(len(names), dtype=bool) if wanted is None else np.isin(names, wanted)
         images, names, table = images[keep], names[keep], table[keep]
     else:
         ends = (*MRC_SUFFIXES, ".npy", ".npz", ".zarr")
         files = sorted(p for p in path.iterdir() if _suffix(p) in ends and not p.name.startswith("."))
-        if not files: raise ValueError(f"source: no volumes in {path.name}; expected files ending in {', '.join(ends)}")
+        if not files:
+            raise ValueError(f"source: no volumes in {path.name}; expected files ending in {', '.join(ends)}")
         if table is not None:
             known = table.set_index("file")
-            if known.index.has_duplicates: raise ValueError(f"labels: file {known.index[known.index.duplicated()][0]} has several rows; expected one a file")
+            if known.index.has_duplicates:
+                raise ValueError(
+                    f"labels: file {known.index[known.index.duplicated()][0]} has several rows; expected one a file"
+                )
             missing = [p.name for p in files if p.name not in known.index]
-            if missing: raise ValueError(f"labels: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its name in the column file")
+            if missing:
+                raise ValueError(
+                    f"labels: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its name"
+                    " in the column file"
+                )
             names = known.loc[[p.name for p in files], "label"].to_numpy(dtype=str)
         elif labels is not None:
             names = np.asarray(labels, dtype=str)
-            if len(names) != len(files): raise ValueError(f"labels: {len(names)} came for {len(files)} files; expected one a file, in the order of their names")
-        else: names = np.array([class_of(p.name, separator) for p in files])
+            if len(names) != len(files):
+                raise ValueError(
+                    f"labels: {len(names)} came for {len(files)} files; expected one a file, in the order of their"
+                    " names"
+                )
+        else:
+            names = np.array([class_of(p.name, separator) for p in files])
         keep = np.ones(len(files), dtype=bool) if wanted is None else np.isin(names, wanted)
         files, names = [p for p, k in zip(files, keep) if k], names[keep]
         read, size = [], None
         for p in files:
             array, own = read_volume(p)
             array = np.squeeze(array)
-            if read and array.shape != read[0].shape: raise ValueError(f"source: mixed sizes: {files[0].name} is {read[0].shape}, {p.name} is {array.shape}; expected one size")
+            if read and array.shape != read[0].shape:
+                raise ValueError(
+                    f"source: mixed sizes: {files[0].name} is {read[0].shape}, {p.name} is {array.shape}; expected one"
+                    " size"
+                )
             if voxel_size is None and None not in (own, size) and abs(own - size) > 1e-3 * size:
-                raise ValueError(f"source: mixed voxel sizes: {files[0].name} has {size:g} Å, {p.name} has {own:g} Å; expected one, or voxel_size=")
-            read.append(array); size = size if own is None else own
+                raise ValueError(
+                    f"source: mixed voxel sizes: {files[0].name} has {size:g} Å, {p.name} has {own:g} Å; expected one,"
+                    " or voxel_size="
+                )
+            read.append(array)
+            size = size if own is None else own
         images = np.stack(read)[:, None] if read else np.empty((0, 1, 1, 1, 1), np.float32)
-        table = pd.DataFrame({"file": [p.name for p in files]}) if table is None else known.loc[[p.name for p in files]].drop(columns="label").reset_index()
+        table = (
+            pd.DataFrame({"file": [p.name for p in files]})
+            if table is None
+            else known.loc[[p.name for p in files]].drop(columns="label").reset_index()
+        )
     absent = [c for c in wanted or [] if c not in set(names)]
-    if absent: raise ValueError(f"classes: no volume of {', '.join(map(repr, absent))} in {path.name}; the class parts of its files are others (compared whole)")
+    if absent:
+        raise ValueError(
+            f"classes: no volume of {', '.join(map(repr, absent))} in {path.name}; the class parts of its files are"
+            " others (compared whole)"
+        )
     size = size if voxel_size is None else voxel_size
     return ImageSet(images, names, wanted, metadata=table, pixel_size=None if size is None else size * 1e-4)
 

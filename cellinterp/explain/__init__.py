@@ -7,11 +7,33 @@ __all__ = []
 
 # %% ../../nbs/explain/api.ipynb #d720d298
 import lazy_loader
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "concepts": ["selectivity_map", "atom_map", "extremes", "plot_extremes", "feature_cards"],
-    "affinity": ["class_colours", "embed", "embedding_map", "factor_traversals", "interactive_map", "interpolations", "isosurfaces", "pose_traversals", "reconstructions", "similarity_beside", "slices"],
-    "attacks": ["attack", "attack_curves", "differentiable", "half_turned", "plot_curves"],
-    "counterfactuals": ["Counterfactuals", "agreement", "counterfactuals", "measured_change", "plot_counterfactuals"],
-    "image_cards": ["concept_cards", "correlates", "feature_recall"],
-    "pictures": ["boundary_panel", "confusion", "law_boundary", "margin", "strongest", "traversals"],
-})
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "concepts": ["selectivity_map", "atom_map", "extremes", "plot_extremes", "feature_cards"],
+        "affinity": [
+            "class_colours",
+            "embed",
+            "embedding_map",
+            "factor_traversals",
+            "interactive_map",
+            "interpolations",
+            "isosurfaces",
+            "pose_traversals",
+            "reconstructions",
+            "similarity_beside",
+            "slices",
+        ],
+        "attacks": ["attack", "attack_curves", "differentiable", "half_turned", "plot_curves"],
+        "counterfactuals": [
+            "Counterfactuals",
+            "agreement",
+            "counterfactuals",
+            "measured_change",
+            "plot_counterfactuals",
+        ],
+        "image_cards": ["concept_cards", "correlates", "feature_recall"],
+        "pictures": ["boundary_panel", "confusion", "law_boundary", "margin", "strongest", "traversals"],
+    },
+)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/explain/affinity.ipynb #b2d7129d
 from __future__ import annotations
+
 import numpy as np
 
 # %% auto #0
@@ -11,8 +12,28 @@ __all__ = ['class_colours', 'embed', 'embedding_map', 'similarity_beside', 'flat
            'pose_traversals', 'interpolations', 'slices', 'isosurfaces', 'interactive_map']
 
 # %% ../../nbs/explain/affinity.ipynb #e77465b9
-_PALETTE = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
-            "#0b3d66", "#a04d00", "#145214", "#6b1111", "#4b2d73", "#c49c94", "#9c1f7a", "#3a3a3a", "#6b6b00", "#0a6b75"]
+_PALETTE = [
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+    "#0b3d66",
+    "#a04d00",
+    "#145214",
+    "#6b1111",
+    "#4b2d73",
+    "#c49c94",
+    "#9c1f7a",
+    "#3a3a3a",
+    "#6b6b00",
+    "#0a6b75",
+]
 
 
 def class_colours(classes) -> dict:
@@ -23,28 +44,42 @@ def class_colours(classes) -> dict:
         k = int(hashlib.md5(name.encode()).hexdigest(), 16) % len(_PALETTE)
         if len(taken) < len(_PALETTE):
             while k in taken: k = (k + 1) % len(_PALETTE)
-        taken.add(k); colours[name] = _PALETTE[k]
+        taken.add(k)
+        colours[name] = _PALETTE[k]
     return colours
 
 # %% ../../nbs/explain/affinity.ipynb #7bbd79aa
 def embed(factors, method: str = "umap", seed=0, n_neighbors: int = 15) -> np.ndarray:
     "Factors (N, d) → points in the plane (N, 2) by 'umap' (package umap-learn), 'tsne' or 'pca'."
     factors = np.asarray(factors, dtype=np.float32)
-    if factors.ndim != 2 or len(factors) < 4: raise ValueError(f"factors: the shape {factors.shape} came; expected (N, d) with at least 4 rows")
+    if factors.ndim != 2 or len(factors) < 4:
+        raise ValueError(f"factors: the shape {factors.shape} came; expected (N, d) with at least 4 rows")
     if method == "umap":
         from umap import UMAP
-        return np.asarray(UMAP(n_neighbors=min(n_neighbors, len(factors) - 1), metric="cosine", random_state=seed, n_jobs=1).fit_transform(factors))
+        return np.asarray(
+            UMAP(
+                n_neighbors=min(n_neighbors, len(factors) - 1), metric="cosine", random_state=seed, n_jobs=1
+            ).fit_transform(factors)
+        )
     if method == "tsne":
         from sklearn.manifold import TSNE
-        return TSNE(perplexity=min(30, (len(factors) - 1) / 3), metric="cosine", init="random", random_state=seed).fit_transform(factors)
+        return TSNE(
+            perplexity=min(30, (len(factors) - 1) / 3), metric="cosine", init="random", random_state=seed
+        ).fit_transform(factors)
     if method == "pca":
         from sklearn.decomposition import PCA
-        return PCA(2, random_state=seed).fit_transform(factors) if factors.shape[1] > 1 else np.c_[factors, np.zeros(len(factors))]
+        return (
+            PCA(2, random_state=seed).fit_transform(factors)
+            if factors.shape[1] > 1
+            else np.c_[factors, np.zeros(len(factors))]
+        )
     raise ValueError(f"method: {method!r} came; expected 'umap', 'tsne' or 'pca'")
 
 
 def embedding_map(xy, labels, unseen=(), *, colours=None, title=""):
-    "A map of points (N, 2): dots for seen classes, triangles with a dark rim for unseen ones, each class's name at its median. Returns a matplotlib Figure."
+    """A map of points (N, 2): dots for seen classes, triangles with a dark rim for unseen ones, each class's name at
+    its median. Returns a matplotlib Figure.
+    """
     import matplotlib.pyplot as plt
     xy, labels, unseen = np.asarray(xy), np.asarray(labels, dtype=str), set(map(str, unseen))
     colours = class_colours(labels) if colours is None else colours
@@ -52,10 +87,24 @@ def embedding_map(xy, labels, unseen=(), *, colours=None, title=""):
     plt.close(figure)
     for name in sorted(set(labels), key=lambda n: (n in unseen, n)):
         p = xy[labels == name]
-        style = dict(marker="^", s=22, edgecolor="black", linewidth=.4, zorder=3) if name in unseen else dict(marker="o", s=11, linewidth=0, alpha=.6)
+        style = (
+            dict(marker="^", s=22, edgecolor="black", linewidth=0.4, zorder=3)
+            if name in unseen
+            else dict(marker="o", s=11, linewidth=0, alpha=0.6)
+        )
         ax.scatter(p[:, 0], p[:, 1], color=colours[name], label=f"{name} (unseen)" if name in unseen else name, **style)
-        ax.text(*np.median(p, axis=0), name, fontsize=8, weight="bold", ha="center", va="center", zorder=4, bbox=dict(boxstyle="round,pad=.1", fc="white", ec="none", alpha=.5))
-    ax.set(xticks=[], yticks=[], title=title); ax.spines[:].set_visible(False)
+        ax.text(
+            *np.median(p, axis=0),
+            name,
+            fontsize=8,
+            weight="bold",
+            ha="center",
+            va="center",
+            zorder=4,
+            bbox=dict(boxstyle="round,pad=.1", fc="white", ec="none", alpha=0.5)
+        )
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.spines[:].set_visible(False)
     ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     return figure
 
@@ -65,26 +114,37 @@ def similarity_beside(factors, labels, affinity, unseen=()):
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
+
     from cellinterp.factors.affinity_metrics import class_similarity
     present = [c for c in affinity.index if c in set(np.asarray(labels, dtype=str))]
-    if len(present) < 2: raise ValueError(f"affinity: {len(present)} of its classes are among the labels; expected at least 2")
+    if len(present) < 2:
+        raise ValueError(f"affinity: {len(present)} of its classes are among the labels; expected at least 2")
     A = affinity.loc[present, present].to_numpy(dtype=float)
-    order = leaves_list(linkage(squareform(np.clip(1 - A, 0, None) * (1 - np.eye(len(A))), checks=False), "average")) if len(present) > 2 else [0, 1]
+    order = (
+        leaves_list(linkage(squareform(np.clip(1 - A, 0, None) * (1 - np.eye(len(A))), checks=False), "average"))
+        if len(present) > 2
+        else [0, 1]
+    )
     names = [present[i] for i in order]
     S, A = class_similarity(factors, labels, names).to_numpy(), affinity.loc[names, names].to_numpy(dtype=float)
-    figure, axes = plt.subplots(1, 2, figsize=(1.4 + .52 * len(names), 1.1 + .26 * len(names)), dpi=90, layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(1.4 + 0.52 * len(names), 1.1 + 0.26 * len(names)), dpi=90, layout="constrained", sharey=True
+    )
     plt.close(figure)
     for ax, M, title in zip(axes, (A, S), ("affinity A, given", "cosine of factors, learnt")):
         shown = ax.imshow(M, cmap="RdBu_r", vmin=-1, vmax=1)
         ticks = [n + "*" * (n in set(unseen)) for n in names]
-        ax.set_xticks(range(len(names)), ticks, rotation=90 if max(map(len, ticks)) > 2 else 0, fontsize=7); ax.set_yticks(range(len(names)), ticks, fontsize=7)
+        ax.set_xticks(range(len(names)), ticks, rotation=90 if max(map(len, ticks)) > 2 else 0, fontsize=7)
+        ax.set_yticks(range(len(names)), ticks, fontsize=7)
         ax.set_title(title, fontsize=8)
     figure.colorbar(shown, ax=axes, fraction=.04, shrink=.8).ax.tick_params(labelsize=7)
     return figure
 
 # %% ../../nbs/explain/affinity.ipynb #98a9b96f
 def flat(images, view: str = "projection") -> np.ndarray:
-    "One grey picture each: (N, C, H, W) or (N, C, D, H, W) → (N, H, W), channels averaged; volumes by 'projection' (mean along z) or 'slice' (the middle)."
+    """One grey picture each: (N, C, H, W) or (N, C, D, H, W) → (N, H, W), channels averaged; volumes by 'projection'
+    (mean along z) or 'slice' (the middle).
+    """
     images = np.asarray(images, dtype=np.float32).mean(1)
     if images.ndim == 3: return images
     if view not in ("projection", "slice"): raise ValueError(f"view: {view!r} came; expected 'projection' or 'slice'")
@@ -92,24 +152,40 @@ def flat(images, view: str = "projection") -> np.ndarray:
 
 
 def _grid(rows, row_names=(), column_names=(), size: float = .8, scale: str = "all", width: float = .9):
-    "Pictures (R, K, H, W) in a grid with names. scale: one grey scale for 'all', each 'row', or 'each'. Returns a matplotlib Figure."
+    """Pictures (R, K, H, W) in a grid with names. scale: one grey scale for 'all', each 'row', or 'each'. Returns a
+    matplotlib Figure.
+    """
     import matplotlib.pyplot as plt
-    rows = np.asarray(rows); R, K = rows.shape[:2]
-    figure, axes = plt.subplots(R, K, figsize=(size * K + width, size * R + .3), dpi=80, squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.04))
+    rows = np.asarray(rows)
+    R, K = rows.shape[:2]
+    figure, axes = plt.subplots(
+        R,
+        K,
+        figsize=(size * K + width, size * R + 0.3),
+        dpi=80,
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.04, hspace=0.04),
+    )
     plt.close(figure)
     for r in range(R):
         for k in range(K):
             part = {"all": rows, "row": rows[r], "each": rows[r, k]}[scale]
             low, high = np.percentile(part, [.5, 99.8])
-            axes[r, k].imshow(rows[r, k], cmap="gray", vmin=low, vmax=max(high, low + 1e-9)); axes[r, k].set(xticks=[], yticks=[]); axes[r, k].spines[:].set_visible(False)
+            axes[r, k].imshow(rows[r, k], cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+            axes[r, k].set(xticks=[], yticks=[])
+            axes[r, k].spines[:].set_visible(False)
             if r == 0 and k < len(column_names): axes[r, k].set_title(column_names[k], fontsize=7)
         if r < len(row_names): axes[r, 0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=8)
-    figure.subplots_adjust(left=width / figure.get_figwidth(), right=.995, bottom=.02, top=1 - .28 / figure.get_figheight())
+    figure.subplots_adjust(
+        left=width / figure.get_figwidth(), right=0.995, bottom=0.02, top=1 - 0.28 / figure.get_figheight()
+    )
     return figure
 
 
 def _reconstruct(model, images):
-    return model.reconstruct(images) if hasattr(model, "reconstruct") else model.inverse_transform(model.transform(images))
+    return (
+        model.reconstruct(images) if hasattr(model, "reconstruct") else model.inverse_transform(model.transform(images))
+    )
 
 
 def reconstructions(model, images, labels=None, n: int = 8, seed=0, view: str = "projection"):
@@ -118,9 +194,15 @@ def reconstructions(model, images, labels=None, n: int = 8, seed=0, view: str = 
     labels = np.full(len(images), "") if labels is None else np.asarray(labels, dtype=str)
     order = random.permutation(len(images))
     rank = _nth_of_its_kind(labels[order])
-    picks = order[np.argsort(rank, kind="stable")][:n]                                   # one of each class, then the second of each …
+    # one of each class, then the second of each …
+    picks = order[np.argsort(rank, kind="stable")][:n]
     picks = picks[np.argsort(labels[picks], kind="stable")]
-    return _grid([flat(images[picks], view), flat(_reconstruct(model, images[picks]), view)], ["image", "drawn"], labels[picks], scale="row" if images.ndim == 5 else "all")
+    return _grid(
+        [flat(images[picks], view), flat(_reconstruct(model, images[picks]), view)],
+        ["image", "drawn"],
+        labels[picks],
+        scale="row" if images.ndim == 5 else "all",
+    )
 
 
 def _nth_of_its_kind(labels) -> np.ndarray:
@@ -138,30 +220,55 @@ def _centre(model, factors, labels, of):
     return np.asarray(factors)[rows].mean(0)
 
 
-def factor_traversals(model, columns=None, *, factors=None, labels=None, of=None, n_steps: int = 7, span: float = 1.2, view: str = "projection"):
-    "A row a factor (`columns`; default the eight with the largest KL), moved ±span standard deviations from the mean code of class `of`. Returns a matplotlib Figure."
+def factor_traversals(
+    model,
+    columns=None,
+    *,
+    factors=None,
+    labels=None,
+    of=None,
+    n_steps: int = 7,
+    span: float = 1.2,
+    view: str = "projection",
+):
+    """A row a factor (`columns`; default the eight with the largest KL), moved ±span standard deviations from the mean
+    code of class `of`. Returns a matplotlib Figure.
+    """
     columns = list(np.argsort(-np.asarray(model.kl_))[:8]) if columns is None else list(columns)
     centre, steps = _centre(model, factors, labels, of), np.linspace(-span, span, n_steps)
     Z = np.tile(centre, (len(columns), n_steps, 1))
-    for r, j in enumerate(columns): Z[r, :, j] += steps * model.factor_std_[j]
+    for r, j in enumerate(columns):
+        Z[r, :, j] += steps * model.factor_std_[j]
     drawn = flat(model.draw(Z.reshape(-1, Z.shape[-1])), view)
-    return _grid(drawn.reshape(len(columns), n_steps, *drawn.shape[1:]), [f"z{j}" for j in columns], [f"{s:+.1f} sd".replace("-", "−") for s in steps])
+    return _grid(
+        drawn.reshape(len(columns), n_steps, *drawn.shape[1:]),
+        [f"z{j}" for j in columns],
+        [f"{s:+.1f} sd".replace("-", "−") for s in steps],
+    )
 
 
 def pose_traversals(model, *, factors=None, labels=None, of=None, n_steps: int = 7, view: str = "projection"):
-    "What the pose does to the mean code of class `of`: a full turn in the plane, or a half turn each way about x, y and z. Returns a matplotlib Figure."
+    """What the pose does to the mean code of class `of`: a full turn in the plane, or a half turn each way about x, y
+    and z. Returns a matplotlib Figure.
+    """
     from cellinterp.factors.pose import _axis_rotation, rotation_to_6d
     n_axes, width = len(model.image_shape_) - 1, model.n_pose_
     if width == 0: raise ValueError("model: it has no pose (n_pose=0)")
     degrees = np.linspace(-180, 180, n_steps + 1)[:-1]
-    if (n_axes, width) == (2, 2): rows, names, heads = [np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 1)], ["turn"], [f"{d:.0f}°" for d in degrees]
+    if (n_axes, width) == (2, 2):
+        rows, names, heads = (
+            [np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 1)],
+            ["turn"],
+            [f"{d:.0f}°" for d in degrees],
+        )
     elif (n_axes, width) == (3, 6):
         rows = [rotation_to_6d(np.stack([_axis_rotation(axis, d) for d in degrees])) for axis in np.eye(3)]
         names, heads = ["about x", "about y", "about z"], [f"{d:.0f}°" for d in degrees]
     else:
         steps = np.linspace(-1.2, 1.2, n_steps)
         rows = [np.tile(model.pose_mean_, (n_steps, 1)).astype(float) for _ in range(width)]
-        for j, row in enumerate(rows): row[:, j] += steps
+        for j, row in enumerate(rows):
+            row[:, j] += steps
         names, heads = [f"pose {j}" for j in range(width)], [f"{s:+.1f}" for s in steps]
     Z = np.tile(_centre(model, factors, labels, of), (n_steps * len(rows), 1))
     drawn = flat(model.draw(Z, np.concatenate(rows)), view)
@@ -169,22 +276,35 @@ def pose_traversals(model, *, factors=None, labels=None, of=None, n_steps: int =
 
 
 def interpolations(model, factors, labels, pairs=None, n_steps: int = 7, view: str = "projection"):
-    "From the mean code of one class to that of another in equal steps, unturned: a row a pair. pairs : list of (from, to); default each class to the next. Returns a matplotlib Figure."
+    """From the mean code of one class to that of another in equal steps, unturned: a row a pair. pairs : list of (from,
+    to); default each class to the next. Returns a matplotlib Figure.
+    """
     names = sorted(set(np.asarray(labels, dtype=str)))
     pairs = list(zip(names[:-1], names[1:])) if pairs is None else [tuple(map(str, p)) for p in pairs]
     share = np.linspace(0, 1, n_steps)[:, None]
-    Z = np.concatenate([(1 - share) * _centre(model, factors, labels, a) + share * _centre(model, factors, labels, b) for a, b in pairs])
+    Z = np.concatenate(
+        [
+            (1 - share) * _centre(model, factors, labels, a) + share * _centre(model, factors, labels, b)
+            for a, b in pairs
+        ]
+    )
     drawn = flat(model.draw(Z), view)
     return _grid(drawn.reshape(len(pairs), n_steps, *drawn.shape[1:]), [f"{a} → {b}" for a, b in pairs])
 
 # %% ../../nbs/explain/affinity.ipynb #e21291fb
 def slices(volumes, names=()):
-    "The three middle slices of volumes (N, D, H, W) or (N, 1, D, H, W), a column a volume. Returns a matplotlib Figure."
+    """The three middle slices of volumes (N, D, H, W) or (N, 1, D, H, W), a column a volume. Returns a matplotlib
+    Figure.
+    """
     v = np.asarray(volumes, dtype=np.float32)
     v = v.mean(1) if v.ndim == 5 else v
-    if v.ndim != 4: raise ValueError(f"volumes: the shape {np.shape(volumes)} came; expected (N, D, H, W) or (N, C, D, H, W)")
+    if v.ndim != 4:
+        raise ValueError(f"volumes: the shape {np.shape(volumes)} came; expected (N, D, H, W) or (N, C, D, H, W)")
     edge = max(v.shape[1:])
-    square = lambda s: np.pad(s, [(0, 0)] + [((edge - n) // 2, edge - n - (edge - n) // 2) for n in s.shape[1:]], constant_values=v.min())
+    def square(s):
+        return np.pad(
+            s, [(0, 0)] + [((edge - n) // 2, edge - n - (edge - n) // 2) for n in s.shape[1:]], constant_values=v.min()
+        )
     rows = [square(v[:, v.shape[1] // 2]), square(v[:, :, v.shape[2] // 2]), square(v[:, :, :, v.shape[3] // 2])]
     return _grid(rows, ["xy", "xz", "yz"], list(names), width=.4)
 
@@ -198,7 +318,8 @@ def isosurfaces(volumes, names=(), level: float | None = None, colours=None, siz
     from skimage.measure import marching_cubes
     v = np.asarray(volumes, dtype=np.float32)
     v = v.mean(1) if v.ndim == 5 else v
-    if v.ndim != 4: raise ValueError(f"volumes: the shape {np.shape(volumes)} came; expected (N, D, H, W) or (N, C, D, H, W)")
+    if v.ndim != 4:
+        raise ValueError(f"volumes: the shape {np.shape(volumes)} came; expected (N, D, H, W) or (N, C, D, H, W)")
     share = .35 if level is None else level
     if not 0 < share < 1: raise ValueError(f"level: {level} came; expected a share between 0 and 1")
     colours = ["#6a9ecf"] * len(v) if colours is None else colours
@@ -209,9 +330,20 @@ def isosurfaces(volumes, names=(), level: float | None = None, colours=None, siz
         low, high = np.median(volume), volume.max()
         if high - low > 1e-9:
             points, faces, _, _ = marching_cubes(volume, low + share * (high - low))
-            ax.plot_trisurf(points[:, 2], points[:, 1], faces, points[:, 0], color=colours[k], lightsource=LightSource(azdeg=315, altdeg=45), linewidth=0, antialiased=False)
+            ax.plot_trisurf(
+                points[:, 2],
+                points[:, 1],
+                faces,
+                points[:, 0],
+                color=colours[k],
+                lightsource=LightSource(azdeg=315, altdeg=45),
+                linewidth=0,
+                antialiased=False,
+            )
         edge = max(volume.shape)
-        ax.set(xlim=(0, edge), ylim=(0, edge), zlim=(0, edge)); ax.set_box_aspect((1, 1, 1), zoom=1.7); ax.set_axis_off()
+        ax.set(xlim=(0, edge), ylim=(0, edge), zlim=(0, edge))
+        ax.set_box_aspect((1, 1, 1), zoom=1.7)
+        ax.set_axis_off()
         if k < len(names): ax.set_title(str(names[k]), fontsize=8, y=.98)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=.92, wspace=0)
     return figure
@@ -219,13 +351,16 @@ def isosurfaces(volumes, names=(), level: float | None = None, colours=None, siz
 # %% ../../nbs/explain/affinity.ipynb #00619df8
 def _sheet(pictures, across: int) -> str:
     "Pictures (N, H, W) in [0, 255] side by side as one PNG, in base64."
-    import base64, io
+    import base64
+    import io
+
     from PIL import Image
     n, h, w = pictures.shape
     rows = -(-n // across)
     sheet = np.zeros((rows * h, across * w), np.uint8)
     for i, p in enumerate(pictures): sheet[i // across * h:i // across * h + h, i % across * w:i % across * w + w] = p
-    out = io.BytesIO(); Image.fromarray(sheet).save(out, "PNG", optimize=True)
+    out = io.BytesIO()
+    Image.fromarray(sheet).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 
@@ -257,23 +392,59 @@ s.onclick=()=>{hidden.has(c)?hidden.delete(c):hidden.add(c);s.className=hidden.h
 A.onload=()=>show(0);B.onload=()=>at>=0&&show(at);paint();</script></body></html>"""
 
 
-def interactive_map(path, xy, images, labels, drawn=None, *, unseen=(), text=None, colours=None, title: str = "Map of factors", view: str = "projection", n_most: int = 2000, seed=0) -> int:
+def interactive_map(
+    path,
+    xy,
+    images,
+    labels,
+    drawn=None,
+    *,
+    unseen=(),
+    text=None,
+    colours=None,
+    title: str = "Map of factors",
+    view: str = "projection",
+    n_most: int = 2000,
+    seed=0,
+) -> int:
     """Write a map to hover over as one self-contained HTML file; returns the number of points.
 
     xy : (N, 2) from `embed`. images, drawn : (N, C, …) images and their reconstructions, or None. labels : (N,)
-    text : (N,) what else to show of each. n_most : a random part of more images than that, so that the file stays small."""
-    import html, json
+    text : (N,) what else to show of each. n_most : a random part of more images than that, so that the file stays
+        small."""
+    import html
+    import json
     from pathlib import Path
+
     xy, labels, images = np.asarray(xy, dtype=float), np.asarray(labels, dtype=str), np.asarray(images)
-    if xy.shape != (len(images), 2) or len(labels) != len(images): raise ValueError(f"xy, labels: {xy.shape} and {len(labels)} came for {len(images)} images; expected (N, 2) and N")
-    if drawn is not None and len(drawn) != len(images): raise ValueError(f"drawn: {len(drawn)} came for {len(images)} images; expected one an image")
+    if xy.shape != (len(images), 2) or len(labels) != len(images):
+        raise ValueError(
+            f"xy, labels: {xy.shape} and {len(labels)} came for {len(images)} images; expected (N, 2) and N"
+        )
+    if drawn is not None and len(drawn) != len(images):
+        raise ValueError(f"drawn: {len(drawn)} came for {len(images)} images; expected one an image")
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:n_most])
-    names = sorted(set(labels)); colours = class_colours(names) if colours is None else colours
-    pictures = _bytes(flat(images[rows], view)); across = int(np.ceil(np.sqrt(len(rows))))
+    names = sorted(set(labels))
+    colours = class_colours(names) if colours is None else colours
+    pictures = _bytes(flat(images[rows], view))
+    across = int(np.ceil(np.sqrt(len(rows))))
     low, high = xy[rows].min(0), xy[rows].max(0)
-    data = dict(xy=np.round((xy[rows] - low) / np.maximum(high - low, 1e-12), 4).tolist(), y=[names.index(l) for l in labels[rows]], names=names, colours=[colours[n] for n in names],
-                unseen=[n in set(map(str, unseen)) for n in names], text=[] if text is None else [str(np.asarray(text)[i]) for i in rows], across=across, h=pictures.shape[1], w=pictures.shape[2],
-                images=_sheet(pictures, across), drawn=None if drawn is None else _sheet(_bytes(flat(np.asarray(drawn)[rows], view)), across))
+    data = dict(
+        xy=np.round((xy[rows] - low) / np.maximum(high - low, 1e-12), 4).tolist(),
+        y=[names.index(l) for l in labels[rows]],
+        names=names,
+        colours=[colours[n] for n in names],
+        unseen=[n in set(map(str, unseen)) for n in names],
+        text=[] if text is None else [str(np.asarray(text)[i]) for i in rows],
+        across=across,
+        h=pictures.shape[1],
+        w=pictures.shape[2],
+        images=_sheet(pictures, across),
+        drawn=None if drawn is None else _sheet(_bytes(flat(np.asarray(drawn)[rows], view)), across),
+    )
     page = _PAGE.replace("@SIDE@", "200").replace("@N@", str(len(rows))).replace("@TITLE@", html.escape(title))
-    Path(path).expanduser().write_text(page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c")), encoding="utf-8")   # no tag can end the script early
+    # no tag can end the script early
+    Path(path).expanduser().write_text(
+        page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c")), encoding="utf-8"
+    )
     return len(rows)

@@ -4,7 +4,9 @@
 
 # %% ../../nbs/explain/attacks.ipynb #ae19fc17
 from __future__ import annotations
+
 import copy
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,9 +16,11 @@ __all__ = ['ATTACKS', 'differentiable', 'advantage', 'attack', 'attack_curves', 
 
 # %% ../../nbs/explain/attacks.ipynb #dfe54cc5
 def differentiable(model):
-    """The fitted model as one torch function: raw images (B, C, H, W), or factors (B, d), → logits (B, K) in the order of `classes_`.
+    """The fitted model as one torch function: raw images (B, C, H, W), or factors (B, d), → logits (B, K) in the order
+    of `classes_`.
 
-    model : BlackBoxClassifier, VAE (→ factors), SparseClassifier, SymbolicClassifier, StandardScaler, LogisticRegression, or a pipeline of them. Two classes: logits (0, margin).
+    model : BlackBoxClassifier, VAE (→ factors), SparseClassifier, SymbolicClassifier, StandardScaler,
+        LogisticRegression, or a pipeline of them. Two classes: logits (0, margin).
     Raises TypeError for any other model.
     """
     if not hasattr(model, "steps"): return _function(model, True)
@@ -37,7 +41,11 @@ def _function(model, last):
             return sum(model.module_.encode(v)[0] for v in turns(x, views)) / views
         return _frozen(encode, model.module_)
     if kind == "BlackBoxClassifier":
-        return _frozen(lambda x: sum(model.module_(v).log_softmax(-1) for v in turns(model._scaled(x), model.n_views)) / model.n_views, model.module_)
+        return _frozen(
+            lambda x: sum(model.module_(v).log_softmax(-1) for v in turns(model._scaled(x), model.n_views))
+            / model.n_views,
+            model.module_,
+        )
     if hasattr(model, "to_torch"):
         law = model.to_torch().double().requires_grad_(False)
         def margins(z):
@@ -48,16 +56,23 @@ def _function(model, last):
         if last:
             net = copy.deepcopy(model.module_).double().requires_grad_(False).eval()
             return lambda z: net(z.double())
-        keep = torch.zeros(model.n_features_in_); keep[model.kept_] = 1
+        keep = torch.zeros(model.n_features_in_)
+        keep[model.kept_] = 1
         return lambda z: z * keep.to(z)
     if kind == "StandardScaler":
-        mean, scale = (torch.as_tensor(v) if v is not None else torch.tensor(o) for v, o in ((model.mean_, 0.), (model.scale_, 1.)))
+        mean, scale = (
+            torch.as_tensor(v) if v is not None else torch.tensor(o)
+            for v, o in ((model.mean_, 0.0), (model.scale_, 1.0))
+        )
         return lambda z: (z - mean.to(z)) / scale.to(z)
     if kind == "LogisticRegression":
         W, b = torch.as_tensor(np.asarray(model.coef_, float)), torch.as_tensor(np.asarray(model.intercept_, float))
         if len(W) == 1: W, b = torch.cat([torch.zeros_like(W), W]), torch.cat([torch.zeros_like(b), b])
         return lambda z: z.double() @ W.T + b
-    raise TypeError(f"model: {kind} has no gradient here; known are BlackBoxClassifier, VAE, SparseClassifier, SymbolicClassifier, StandardScaler, LogisticRegression and pipelines of them")
+    raise TypeError(
+        f"model: {kind} has no gradient here; known are BlackBoxClassifier, VAE, SparseClassifier, SymbolicClassifier,"
+        " StandardScaler, LogisticRegression and pipelines of them"
+    )
 
 
 def _frozen(f, module):
@@ -80,19 +95,22 @@ def attack(f, images, epsilon, *, norm="linf", steps=20, scale=1.0, random_state
     Parameters
     ----------
     f : function of `differentiable`. images : (N, C, H, W), any numeric dtype. norm : "linf" or "l2".
-    epsilon : radius in units of `scale` (a number, or (C,) a channel: the images' range). steps : 1 is FGSM, more is PGD.
+    epsilon : radius in units of `scale` (a number, or (C,) a channel: the images' range). steps : 1 is FGSM, more is
+        PGD.
 
     Returns
     -------
     numpy float32 (N, C, H, W). Raises ValueError for an unknown norm, a negative epsilon or no steps.
     """
     if norm not in ("linf", "l2"): raise ValueError(f"norm must be 'linf' or 'l2'; got {norm!r}")
-    if epsilon < 0 or steps < 1: raise ValueError(f"epsilon must be 0 or more and steps at least 1; got {epsilon} and {steps}")
+    if epsilon < 0 or steps < 1:
+        raise ValueError(f"epsilon must be 0 or more and steps at least 1; got {epsilon} and {steps}")
     images = np.asarray(images)
     low, high = float(images.min()), float(images.max())
     unit = torch.as_tensor(np.broadcast_to(np.asarray(scale, np.float32), images.shape[1]).copy()).view(-1, 1, 1)
     g, out = torch.Generator().manual_seed(random_state), []
-    size = lambda d: d.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    def size(d):
+        return d.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     for k in range(0, len(images), batch_size):
         x = torch.as_tensor(images[k:k + batch_size].astype(np.float32))
         with torch.no_grad(): own = f(x).argmax(1)
@@ -105,7 +123,8 @@ def attack(f, images, epsilon, *, norm="linf", steps=20, scale=1.0, random_state
             d = ((x + d * unit).clamp(low, high) - x) / unit
             v = d.clone().requires_grad_(t < steps)
             a = advantage(f(x + v * unit), own)
-            better = (a.detach() > lead).view(-1, 1, 1, 1)                                  # the best point on the way is kept
+            # the best point on the way is kept
+            better = (a.detach() > lead).view(-1, 1, 1, 1)
             best, lead = torch.where(better, d, best), torch.maximum(lead, a.detach().double())
             if t == steps: break
             grad = torch.nan_to_num(torch.autograd.grad(a.sum(), v)[0])
@@ -119,28 +138,58 @@ def attack(f, images, epsilon, *, norm="linf", steps=20, scale=1.0, random_state
 ATTACKS = ("noise", "fgsm", "pgd")
 
 
-def attack_curves(models: dict, images, epsilons, *, norm="linf", attacks=ATTACKS, steps=20, scale=1.0, random_state=0) -> pd.DataFrame:
+def attack_curves(
+    models: dict, images, epsilons, *, norm="linf", attacks=ATTACKS, steps=20, scale=1.0, random_state=0
+) -> pd.DataFrame:
     """Fraction of decisions that turn: columns model, attack, norm, epsilon, turned.
 
-    models : name → function of `differentiable`. epsilons : radii, ascending; 0 is added. images, norm, steps, scale : see `attack`.
+    models : name → function of `differentiable`. epsilons : radii, ascending; 0 is added. images, norm, steps, scale :
+        see `attack`.
     """
     unknown = set(attacks) - set(ATTACKS)
-    if unknown: raise ValueError(f"attacks must be of {ATTACKS}; got {sorted(unknown)}")
+    if unknown:
+        raise ValueError(f"attacks must be of {ATTACKS}; got {sorted(unknown)}")
     images = np.asarray(images)
     rows = []
     for name, f in models.items():
-        with torch.no_grad(): before = _decide(f, images)
+        with torch.no_grad():
+            before = _decide(f, images)
         for kind in attacks:
             rows.append(dict(model=name, attack=kind, norm=norm, epsilon=0.0, turned=0.0))
             for eps in epsilons:
-                changed = _noisy(images, eps, norm, scale, random_state) if kind == "noise" else attack(
-                    f, images, eps, norm=norm, steps=1 if kind == "fgsm" else steps, scale=scale, random_state=random_state)
-                rows.append(dict(model=name, attack=kind, norm=norm, epsilon=float(eps), turned=float((_decide(f, changed) != before).mean())))
+                changed = (
+                    _noisy(images, eps, norm, scale, random_state)
+                    if kind == "noise"
+                    else attack(
+                        f,
+                        images,
+                        eps,
+                        norm=norm,
+                        steps=1 if kind == "fgsm" else steps,
+                        scale=scale,
+                        random_state=random_state,
+                    )
+                )
+                rows.append(
+                    dict(
+                        model=name,
+                        attack=kind,
+                        norm=norm,
+                        epsilon=float(eps),
+                        turned=float((_decide(f, changed) != before).mean()),
+                    )
+                )
     return pd.DataFrame(rows)
 
 
 def _decide(f, images, batch_size=512):
-    with torch.no_grad(): return np.concatenate([f(torch.as_tensor(images[k:k + batch_size].astype(np.float32))).argmax(1).numpy() for k in range(0, len(images), batch_size)])
+    with torch.no_grad():
+        return np.concatenate(
+            [
+                f(torch.as_tensor(images[k : k + batch_size].astype(np.float32))).argmax(1).numpy()
+                for k in range(0, len(images), batch_size)
+            ]
+        )
 
 
 def _noisy(images, eps, norm, scale, random_state):
@@ -152,14 +201,20 @@ def _noisy(images, eps, norm, scale, random_state):
 
 
 def half_turned(curves: pd.DataFrame) -> pd.Series:
-    "ε at which half of the decisions have turned, for each model, attack and norm; between two radii by the straight line; inf if never."
+    """ε at which half of the decisions have turned, for each model, attack and norm; between two radii by the straight
+    line; inf if never.
+    """
     def half(c):
         c = c.sort_values("epsilon")
         e, t = c.epsilon.to_numpy(), np.maximum.accumulate(c.turned.to_numpy())
         if t[-1] < .5: return np.inf
         k = int(np.argmax(t >= .5))
         return float(e[k] if k == 0 else e[k - 1] + (.5 - t[k - 1]) / (t[k] - t[k - 1]) * (e[k] - e[k - 1]))
-    return curves.groupby(["model", "attack", "norm"], sort=False)[["epsilon", "turned"]].apply(half).rename("epsilon_half")
+    return (
+        curves.groupby(["model", "attack", "norm"], sort=False)[["epsilon", "turned"]]
+        .apply(half)
+        .rename("epsilon_half")
+    )
 
 
 def plot_curves(curves: pd.DataFrame, ax=None):
@@ -168,8 +223,22 @@ def plot_curves(curves: pd.DataFrame, ax=None):
     ax = ax or plt.subplots(figsize=(4.6, 3), layout="constrained")[1]
     for (name, kind), c in curves.groupby(["model", "attack"], sort=False):
         k = list(curves.model.unique()).index(name)
-        ax.plot(c.epsilon, c.turned, {"pgd": "-", "fgsm": "--", "noise": ":"}[kind], marker=".", ms=4, color=f"C{k}", label=f"{name}, {kind}")
+        ax.plot(
+            c.epsilon,
+            c.turned,
+            {"pgd": "-", "fgsm": "--", "noise": ":"}[kind],
+            marker=".",
+            ms=4,
+            color=f"C{k}",
+            label=f"{name}, {kind}",
+        )
     ax.axhline(.5, color="grey", lw=.5)
-    ax.set(xlabel={"linf": "ε ($L_\\infty$, of the images' range)", "l2": "ε ($L_2$, of the images' range)"}[curves.norm.iloc[0]], ylabel="decisions turned", ylim=(-.02, 1.02))
+    ax.set(
+        xlabel={"linf": "ε ($L_\\infty$, of the images' range)", "l2": "ε ($L_2$, of the images' range)"}[
+            curves.norm.iloc[0]
+        ],
+        ylabel="decisions turned",
+        ylim=(-0.02, 1.02),
+    )
     ax.legend(fontsize=7, frameon=False, handlelength=3.2)
     return ax

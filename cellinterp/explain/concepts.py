@@ -4,10 +4,13 @@
 
 # %% ../../nbs/explain/concepts.ipynb #8a0f0cd3
 from __future__ import annotations
+
 import html
 from pathlib import Path
+
 import numpy as np
 from scipy import sparse
+
 from ..concepts.selectivity import Selectivity, active
 from .pictures import png_address
 
@@ -16,7 +19,8 @@ __all__ = ['selectivity_map', 'atom_map', 'extremes', 'plot_extremes', 'feature_
 
 # %% ../../nbs/explain/concepts.ipynb #06713a87
 def selectivity_map(scores: Selectivity, max_features=40, fdr=0.05, names=None, ax=None):
-    """Heat map of average selectivity, a column a label, a row a feature: the `max_features` best, ordered by their best label. A dot marks the pairs that pass the false discovery rate.
+    """Heat map of average selectivity, a column a label, a row a feature: the `max_features` best, ordered by their
+    best label. A dot marks the pairs that pass the false discovery rate.
 
     names : (M,) names of all features, or None for numbers.
     """
@@ -31,22 +35,31 @@ def selectivity_map(scores: Selectivity, max_features=40, fdr=0.05, names=None, 
     if scores.q is not None:
         f, k = np.nonzero((scores.q[:, rows] <= fdr).T)
         ax.plot(k, f, "k.", ms=3)
-    ax.set_xticks(range(K), [f"{l} ({g})" for l, g in zip(scores.labels, scores.n_groups)], rotation=40, ha="right", fontsize=7)
+    ax.set_xticks(
+        range(K), [f"{l} ({g})" for l, g in zip(scores.labels, scores.n_groups)], rotation=40, ha="right", fontsize=7
+    )
     ax.set_yticks(range(F), [str(m) if names is None else f"{m}  {names[m]}" for m in rows], fontsize=6)
-    ax.set(ylabel="feature"); ax.figure.colorbar(image, ax=ax, label="average selectivity", shrink=.6)
+    ax.set(ylabel="feature")
+    ax.figure.colorbar(image, ax=ax, label="average selectivity", shrink=0.6)
     return ax
 
 # %% ../../nbs/explain/concepts.ipynb #b0b9ab08
 def atom_map(components, scores: Selectivity, above=0.2, random_state=0, ax=None):
     "UMAP (cosine) of atoms (M, k): size by best average selectivity, colour by its label where it exceeds `above`."
     import warnings
+
     import matplotlib.pyplot as plt
     from umap import UMAP
     C = np.asarray(components, np.float32)
     if len(C) < 5: raise ValueError(f"components: {len(C)} atoms came; expected at least 5 for a map")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)                                     # a fixed seed means one thread
-        at = UMAP(n_neighbors=min(15, len(C) - 1), metric="cosine", init="random" if len(C) < 20 else "spectral", random_state=random_state).fit_transform(C)
+        at = UMAP(
+            n_neighbors=min(15, len(C) - 1),
+            metric="cosine",
+            init="random" if len(C) < 20 else "spectral",
+            random_state=random_state,
+        ).fit_transform(C)
     average = np.nan_to_num(scores.average, nan=-1)
     best, label = average.max(0), average.argmax(0)
     ax = ax or plt.subplots(figsize=(5.6, 3.4), layout="constrained")[1]
@@ -54,20 +67,32 @@ def atom_map(components, scores: Selectivity, above=0.2, random_state=0, ax=None
     ax.scatter(*at[dull].T, s=8, c="0.8", label=f"≤ {above:g} ({dull.sum()})")
     for k in np.unique(label[~dull]):
         of = ~dull & (label == k)
-        ax.scatter(*at[of].T, s=12 + 60 * best[of], color=plt.get_cmap("tab20")(k % 20), label=f"{scores.labels[k]} ({of.sum()})", edgecolor="w", linewidth=.4)
-    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2"); ax.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, .5))
+        ax.scatter(
+            *at[of].T,
+            s=12 + 60 * best[of],
+            color=plt.get_cmap("tab20")(k % 20),
+            label=f"{scores.labels[k]} ({of.sum()})",
+            edgecolor="w",
+            linewidth=0.4,
+        )
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    ax.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 # %% ../../nbs/explain/concepts.ipynb #d51ed3bf
 def extremes(codes, feature: int, n=6):
-    "Rows with the largest and the smallest values of a feature: (top (≤ n,), bottom (≤ n,)). Only active rows with a positive (top) or negative (bottom) code count."
+    """Rows with the largest and the smallest values of a feature: (top (≤ n,), bottom (≤ n,)). Only active rows with a
+    positive (top) or negative (bottom) code count.
+    """
     z = np.asarray(sparse.csc_array(codes)[:, [feature]].todense()).ravel()
     order = np.argsort(-z, kind="stable")
     return order[:n][z[order[:n]] > 0], order[::-1][:n][z[order[::-1][:n]] < 0]
 
 
 def plot_extremes(images, codes, feature: int, n=6, vmax=None):
-    "The images (N, H, W) or (N, C, H, W; first channel) of the top samples of a feature in the first row, the bottom ones in the second."
+    """The images (N, H, W) or (N, C, H, W; first channel) of the top samples of a feature in the first row, the bottom
+    ones in the second.
+    """
     import matplotlib.pyplot as plt
     images = np.asarray(images)
     if images.ndim == 4: images = images[:, 0]
@@ -75,7 +100,9 @@ def plot_extremes(images, codes, feature: int, n=6, vmax=None):
         raise ValueError(f"images: shape {images.shape} came; expected one image for each of {codes.shape[0]} rows")
     both = [r for r in extremes(codes, feature, n)]
     rows = [(name, r) for name, r in zip(("top", "bottom"), both) if len(r)]
-    figure, axes = plt.subplots(max(1, len(rows)), n, figsize=(1.1 * n, 1.2 * max(1, len(rows))), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        max(1, len(rows)), n, figsize=(1.1 * n, 1.2 * max(1, len(rows))), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat: ax.axis("off")
     for (name, r), line in zip(rows, axes):
         for i, ax in zip(r, line): ax.imshow(images[i], cmap="gray", vmax=vmax)
@@ -93,19 +120,33 @@ h2{font-size:15px;margin:0;display:flex;justify-content:space-between;gap:8px}h2
 .warn{color:var(--bad)}svg{display:block;width:100%;height:auto}svg text{font:10px system-ui,sans-serif;fill:var(--fg)}table{border-collapse:collapse;width:100%;font-size:11px;margin-top:4px}td{padding:1px 6px 1px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}
 td:last-child{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.thumbs{display:flex;gap:3px;flex-wrap:wrap;margin-top:4px}.thumbs img{width:46px;height:46px;image-rendering:pixelated;border-radius:3px}h3{font-size:11px;color:var(--dim);margin:8px 0 0;font-weight:600}[hidden]{display:none}
 """
-_SCRIPT = "const q=document.getElementById('q'),c=[...document.querySelectorAll('article')],n=document.getElementById('n');q.oninput=()=>{const w=q.value.toLowerCase();let k=0;c.forEach(a=>{a.hidden=!a.textContent.toLowerCase().includes(w);k+=!a.hidden});n.textContent=k+' of '+c.length+' features'};q.oninput()"
+_SCRIPT = (
+    "const"
+    " q=document.getElementById('q'),c=[...document.querySelectorAll('article')],n=document.getElementById('n');q.oninput=()=>{const"
+    " w=q.value.toLowerCase();let"
+    " k=0;c.forEach(a=>{a.hidden=!a.textContent.toLowerCase().includes(w);k+=!a.hidden});n.textContent=k+' of"
+    " '+c.length+' features'};q.oninput()"
+)
 
 
 def _bars(scores, m, n_labels=6):
-    "SVG: fraction of active samples for the labels where it is highest, with the interval of the best label's selectivity as a line."
+    """SVG: fraction of active samples for the labels where it is highest, with the interval of the best label's
+    selectivity as a line.
+    """
     order = np.argsort(-scores.fraction[:, m], kind="stable")[:n_labels]
     best = int(np.nan_to_num(scores.average[:, m], nan=-2).argmax())
     out = []
     for i, k in enumerate(order):
         y, p = 13 * i, float(scores.fraction[k, m])
-        out.append(f'<text x="0" y="{y + 10}">{html.escape(str(scores.labels[k]))[:26]}</text><rect x="150" y="{y + 2}" width="{max(.5, 140 * p):.1f}" height="9" rx="1" fill="var(--{"on" if k == best else "off"})"/>'
-                   f'<text x="{154 + 140 * p:.0f}" y="{y + 10}">{p:.0%}</text>')
-    return f'<svg viewBox="0 0 330 {13 * len(order) + 2}" role="img" aria-label="fraction of samples on which the feature is active, by label">{"".join(out)}</svg>'
+        out.append(
+            f'<text x="0" y="{y + 10}">{html.escape(str(scores.labels[k]))[:26]}</text><rect x="150" y="{y + 2}"'
+            f' width="{max(.5, 140 * p):.1f}" height="9" rx="1" fill="var(--{"on" if k == best else "off"})"/><text'
+            f' x="{154 + 140 * p:.0f}" y="{y + 10}">{p:.0%}</text>'
+        )
+    return (
+        f'<svg viewBox="0 0 330 {13 * len(order) + 2}" role="img" aria-label="fraction of samples on which the feature'
+        f' is active, by label">{"".join(out)}</svg>'
+    )
 
 
 def _histogram(z, own, bins=36):
@@ -115,44 +156,76 @@ def _histogram(z, own, bins=36):
     edges = np.linspace(min(0, z.min()), max(0, z.max()), bins + 1)
     counts = [np.histogram(z[used & rows], edges)[0] for rows in (own, ~own)]
     tall, w = max(1, (counts[0] + counts[1]).max()), 330 / bins
-    rect = lambda i, y, h, c: f'<rect x="{i * w:.1f}" y="{40 - 38 * (y + h) / tall:.1f}" width="{w - .6:.1f}" height="{38 * h / tall:.1f}" fill="var(--{c})"/>' if h else ""
+    def rect(i, y, h, c):
+        return (
+            f'<rect x="{i * w:.1f}" y="{40 - 38 * (y + h) / tall:.1f}" width="{w - .6:.1f}" height="{38 * h / tall:.1f}"'
+            f' fill="var(--{c})"/>'
+            if h
+            else ""
+        )
     body = "".join(rect(i, 0, a, "on") + rect(i, a, b, "off") for i, (a, b) in enumerate(zip(*counts)))
     zero = 330 * (0 - edges[0]) / (edges[-1] - edges[0])
-    return f'<svg viewBox="0 0 330 52" role="img" aria-label="histogram of the codes">{body}<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="41" stroke="var(--dim)" stroke-width=".7"/><text x="0" y="51">{edges[0]:.2g}</text><text x="330" y="51" text-anchor="end">{edges[-1]:.2g}</text></svg>'
+    return (
+        f'<svg viewBox="0 0 330 52" role="img" aria-label="histogram of the codes">{body}<line x1="{zero:.1f}"'
+        f' x2="{zero:.1f}" y1="0" y2="41" stroke="var(--dim)" stroke-width=".7"/><text x="0"'
+        f' y="51">{edges[0]:.2g}</text><text x="330" y="51" text-anchor="end">{edges[-1]:.2g}</text></svg>'
+    )
 
 
 def _thumbnail(image):
     "A small grey picture of an image (H, W), stretched to its own range, as a data address."
     image = np.asarray(image, float)
     step = max(1, max(image.shape) // 48)
-    image = image[::step, ::step]; span = np.ptp(image)
+    image = image[::step, ::step]
+    span = np.ptp(image)
     return png_address(np.repeat(((image - image.min()) / (span if span > 0 else 1))[..., None], 3, axis=2))
 
 
-def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns=None, names=None, batch_scores: Selectivity | None = None, images=None, title="Features",
-                  max_features=200, n_samples=6, fdr=0.05) -> Path:
+def feature_cards(
+    path,
+    codes,
+    scores: Selectivity,
+    obs,
+    *,
+    labels=None,
+    columns=None,
+    names=None,
+    batch_scores: Selectivity | None = None,
+    images=None,
+    title="Features",
+    max_features=200,
+    n_samples=6,
+    fdr=0.05,
+) -> Path:
     """Write one self-contained HTML page with a card for each feature, the most selective first.
 
     Parameters
     ----------
-    path : file to write. codes (N, M) : of the samples in `obs` (N rows). scores : of the M features. labels (N,) : the labels that were scored, to colour the histogram.
-    columns : columns of obs to show for top and bottom samples (default: the first four). names (M,) : what the atoms are made of.
-    batch_scores : selectivity for batches; a feature whose best batch score reaches that of its label is flagged. images (N, H, W) or (N, C, H, W), optional.
+    path : file to write. codes (N, M) : of the samples in `obs` (N rows). scores : of the M features. labels (N,) : the
+        labels that were scored, to colour the histogram.
+    columns : columns of obs to show for top and bottom samples (default: the first four). names (M,) : what the atoms
+        are made of.
+    batch_scores : selectivity for batches; a feature whose best batch score reaches that of its label is flagged.
+        images (N, H, W) or (N, C, H, W), optional.
 
     Returns the path. Raises ValueError where the numbers of rows or features differ.
     """
     codes = sparse.csr_array(codes)
     N, M = codes.shape
-    if len(obs) != N: raise ValueError(f"obs: {len(obs)} rows came for codes of {N} samples; expected as many")
+    if len(obs) != N:
+        raise ValueError(f"obs: {len(obs)} rows came for codes of {N} samples; expected as many")
     if scores.average.shape[1] != M:
         raise ValueError(f"scores: of {scores.average.shape[1]} features came for codes of {M}; expected as many")
     columns = list(obs.columns[:4]) if columns is None else list(columns)
     if missing := [c for c in columns if c not in obs]:
-        raise ValueError(f"columns: {', '.join(missing)} came; expected columns of obs: {', '.join(map(str, obs.columns))}")
+        raise ValueError(
+            f"columns: {', '.join(missing)} came; expected columns of obs: {', '.join(map(str, obs.columns))}"
+        )
     if images is not None and len(images) != N:
         raise ValueError(f"images: {len(images)} came for {N} samples; expected one a sample")
     images = None if images is None else np.asarray(images)
-    if images is not None and images.ndim == 4: images = images[:, 0]
+    if images is not None and images.ndim == 4:
+        images = images[:, 0]
     table = scores.features()
     order = table.average.fillna(-2).to_numpy().argsort(kind="stable")[::-1][:max_features]
     dead = int((active(codes).sum(0) == 0).sum())
@@ -161,23 +234,57 @@ def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns
         row, z = table.iloc[m], np.asarray(csc[:, [m]].todense()).ravel()
         sure = "" if scores.low is None else f" <span>95 % {row.low:+.2f} to {row.high:+.2f}</span>"
         facts = [f"maximum selectivity {row.maximum:+.2f}", f"AUROC {row.auroc:.2f}", f"active on {row.frequency:.1%}"]
-        if scores.q is not None: facts.append(f"FDR {row.q:.3f}" if row.q <= fdr else f'<span class="warn">FDR {row.q:.2f}, above {fdr:g}</span>')
+        if scores.q is not None:
+            facts.append(
+                f"FDR {row.q:.3f}" if row.q <= fdr else f'<span class="warn">FDR {row.q:.2f}, above {fdr:g}</span>'
+            )
         if batch_scores is not None:
             b = float(np.nan_to_num(batch_scores.average[:, m], nan=-1).max())
-            facts.append(f"batch {b:+.2f}" if b < row.average else f'<span class="warn">batch {b:+.2f}: as selective for a batch</span>')
+            facts.append(
+                f"batch {b:+.2f}"
+                if b < row.average
+                else f'<span class="warn">batch {b:+.2f}: as selective for a batch</span>'
+            )
         own = np.zeros(N, bool) if labels is None else np.asarray(labels).astype(str) == row.label
         samples = ""
         for kind, rows in zip(("top", "bottom"), extremes(codes, m, n_samples)):
-            if not len(rows): continue
+            if not len(rows):
+                continue
             samples += f"<h3>{kind} samples</h3>"
-            if images is not None: samples += '<div class="thumbs">' + "".join(f'<img src="{_thumbnail(images[i])}" alt="sample {i}">' for i in rows) + "</div>"
-            samples += "<table>" + "".join("<tr>" + "".join(f"<td>{html.escape(str(obs.iloc[i][c]))}</td>" for c in columns) + f"<td>{z[i]:+.2f}</td></tr>" for i in rows) + "</table>"
+            if images is not None:
+                samples += (
+                    '<div class="thumbs">'
+                    + "".join(f'<img src="{_thumbnail(images[i])}" alt="sample {i}">' for i in rows)
+                    + "</div>"
+                )
+            samples += (
+                "<table>"
+                + "".join(
+                    "<tr>"
+                    + "".join(f"<td>{html.escape(str(obs.iloc[i][c]))}</td>" for c in columns)
+                    + f"<td>{z[i]:+.2f}</td></tr>"
+                    for i in rows
+                )
+                + "</table>"
+            )
         name = "" if names is None else f'<div class="name">{html.escape(str(names[m]))}</div>'
-        cards.append(f'<article><h2><b>{m} · {html.escape(str(row.label))} {row.average:+.2f}</b>{sure}</h2>{name}<div class="name">{" · ".join(facts)}</div>{_bars(scores, m)}{_histogram(z, own)}{samples}</article>')
-    about = (f"{M} features on {N} samples, {dead} never active; the {len(order)} most selective are shown. A feature's number, the label it is most selective for and its average selectivity, "
-             "P(active | label) − P(active | other labels), with the interval of a bootstrap by group. Bars: share of a label's samples on which it is active. Below: its codes, the label's own samples coloured.")
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>'
-            f'<h1>{html.escape(title)}</h1><p>{about}</p><input id="q" type="search" placeholder="search features, labels, samples" aria-label="search"> <span id="n"></span><main>{"".join(cards)}</main><script>{_SCRIPT}</script></body></html>')
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+        cards.append(
+            f"<article><h2><b>{m} · {html.escape(str(row.label))} {row.average:+.2f}</b>{sure}</h2>{name}<div"
+            f' class="name">{" · ".join(facts)}</div>{_bars(scores, m)}{_histogram(z, own)}{samples}</article>'
+        )
+    about = (
+        f"{M} features on {N} samples, {dead} never active; the {len(order)} most selective are shown. A feature's"
+        " number, the label it is most selective for and its average selectivity, P(active | label) − P(active | other"
+        " labels), with the interval of a bootstrap by group. Bars: share of a label's samples on which it is active."
+        " Below: its codes, the label's own samples coloured."
+    )
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{about}</p><input'
+        ' id="q" type="search" placeholder="search features, labels, samples" aria-label="search"> <span'
+        f' id="n"></span><main>{"".join(cards)}</main><script>{_SCRIPT}</script></body></html>'
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path

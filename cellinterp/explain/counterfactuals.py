@@ -4,10 +4,13 @@
 
 # %% ../../nbs/explain/counterfactuals.ipynb #8419ff10
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
+
 from .attacks import differentiable
 
 # %% auto #0
@@ -16,7 +19,9 @@ __all__ = ['Counterfactuals', 'counterfactuals', 'measured_change', 'agreement',
 # %% ../../nbs/explain/counterfactuals.ipynb #39aaff5b
 @dataclass
 class Counterfactuals:
-    "Where N cells stood and where they would have to stand: before, after (N, d); own, asked (N,) classes; distance (N,) in standard deviations of the factors, inf where none was found; scale (d,)."
+    """Where N cells stood and where they would have to stand: before, after (N, d); own, asked (N,) classes; distance
+    (N,) in standard deviations of the factors, inf where none was found; scale (d,).
+    """
     before: np.ndarray
     after: np.ndarray
     own: np.ndarray
@@ -33,7 +38,10 @@ class Counterfactuals:
     def moves(self, names=None) -> pd.DataFrame:
         "The move of every factor in its standard deviations: one row a cell, one column a factor."
         d = self.before.shape[1]
-        return pd.DataFrame((self.after - self.before) / self.scale, columns=[f"z{j}" for j in range(d)] if names is None else list(names))
+        return pd.DataFrame(
+            (self.after - self.before) / self.scale,
+            columns=[f"z{j}" for j in range(d)] if names is None else list(names),
+        )
 
 
 def counterfactuals(law, Z, asked=None, *, scale=None, others=None, n_starts=6, n_steps=60) -> Counterfactuals:
@@ -42,7 +50,8 @@ def counterfactuals(law, Z, asked=None, *, scale=None, others=None, n_starts=6, 
     Parameters
     ----------
     law : fitted classifier of factors that `differentiable` knows. Z : (N, d) factors.
-    asked : the class to become; None = whichever is nearest. scale : (d,) units of the factors; default: their standard deviations over `others`.
+    asked : the class to become; None = whichever is nearest. scale : (d,) units of the factors; default: their standard
+        deviations over `others`.
     others : (M, d) factors among which starts are looked for; default Z. Some of them must be of the asked class.
 
     Returns
@@ -56,12 +65,15 @@ def counterfactuals(law, Z, asked=None, *, scale=None, others=None, n_starts=6, 
     f, classes = differentiable(law), np.asarray(law.classes_).tolist()
     Z = np.asarray(Z, dtype=float)
     others = Z if others is None else np.asarray(others, dtype=float)
-    if asked is not None and asked not in classes: raise ValueError(f"asked: unknown class {asked!r}; the law knows {', '.join(map(repr, classes))}")
+    if asked is not None and asked not in classes:
+        raise ValueError(f"asked: unknown class {asked!r}; the law knows {', '.join(map(repr, classes))}")
     scale = np.where((s := others.std(0)) > 0, s, 1.0) if scale is None else np.asarray(scale, dtype=float)
-    decide = lambda Z: f(torch.as_tensor(Z)).argmax(1).numpy()
+    def decide(Z):
+        return f(torch.as_tensor(Z)).argmax(1).numpy()
     own, kinds = decide(Z), decide(others)
     wanted = [classes.index(asked)] if asked is not None else range(len(classes))
-    if asked is not None and not (kinds == wanted[0]).any(): raise ValueError(f"asked: the law puts none of the cells to start from into {asked!r}")
+    if asked is not None and not (kinds == wanted[0]).any():
+        raise ValueError(f"asked: the law puts none of the cells to start from into {asked!r}")
     after, distance, target = Z.copy(), np.full(len(Z), np.inf), own.copy()
     for k in wanted:
         rows = np.flatnonzero(own != k)
@@ -75,13 +87,16 @@ def counterfactuals(law, Z, asked=None, *, scale=None, others=None, n_starts=6, 
 
 
 def _nearest(f, k, Z, inside, scale, n_starts, n_steps):
-    "Boundary points (N, d) of class k nearest to Z (N, d), and their distances (N,) in units of `scale`, from starts among `inside` (M, d)."
+    """Boundary points (N, d) of class k nearest to Z (N, d), and their distances (N,) in units of `scale`, from starts
+    among `inside` (M, d).
+    """
     from scipy.spatial import cKDTree
     unit = torch.as_tensor(scale)
     def lead(u):
         "By how much class k leads at u (in units): ≥ 0 inside."
         logits = torch.nan_to_num(f(u * unit), nan=0.0, posinf=1e30, neginf=-1e30)
-        rivals = logits.clone(); rivals[:, k] = -torch.inf
+        rivals = logits.clone()
+        rivals[:, k] = -torch.inf
         return logits[:, k] - rivals.max(1).values
     def bisect(a, b, rounds=40):
         "The point of the line from a (outside) to b (inside) where the lead changes sign, on the inner side."
@@ -92,18 +107,26 @@ def _nearest(f, k, Z, inside, scale, n_starts, n_steps):
             low, high = torch.where(is_in, low, middle), torch.where(is_in, middle, high)
         return a + high * (b - a)
     starts = cKDTree(inside / scale).query(Z / scale, k=min(n_starts, len(inside)))[1].reshape(len(Z), -1)  # (N, S)
-    cells = torch.as_tensor(Z / scale).repeat_interleave(starts.shape[1], 0)                            # all starts of all cells at once
+    # all starts of all cells at once
+    cells = torch.as_tensor(Z / scale).repeat_interleave(starts.shape[1], 0)
     found = bisect(cells, torch.as_tensor(inside[starts.ravel()] / scale))
-    lengths, strides, going = (found - cells).norm(dim=1), torch.ones(len(cells), 1, dtype=cells.dtype), torch.arange(len(cells))
+    lengths, strides, going = (
+        (found - cells).norm(dim=1),
+        torch.ones(len(cells), 1, dtype=cells.dtype),
+        torch.arange(len(cells)),
+    )
     for _ in range(n_steps):
         origin, b, length, stride = cells[going], found[going], lengths[going], strides[going]
         u = b.clone().requires_grad_(True)
         g = torch.nan_to_num(torch.autograd.grad(lead(u).sum(), u)[0])
         square = (g * g).sum(1, keepdim=True)
-        foot = torch.where(square > 0, origin + g * (g * (b - origin)).sum(1, keepdim=True) / square.clamp_min(1e-300), b)
+        foot = torch.where(
+            square > 0, origin + g * (g * (b - origin)).sum(1, keepdim=True) / square.clamp_min(1e-300), b
+        )
         aim = b + stride * (foot - b)
         with torch.no_grad():
-            for _ in range(8):                                                             # outside? go on along the line from the cell until it is inside
+            # outside? go on along the line from the cell until it is inside
+            for _ in range(8):
                 out = lead(aim) < 0
                 if not out.any(): break
                 aim = torch.where(out[:, None], origin + (aim - origin) * 1.1, aim)
@@ -121,20 +144,33 @@ def _nearest(f, k, Z, inside, scale, n_starts, n_steps):
     return found.reshape(*starts.shape, -1)[each, shortest].numpy() * scale, lengths[each, shortest].numpy()
 
 # %% ../../nbs/explain/counterfactuals.ipynb #9d8165dd
-def measured_change(vae, moves: Counterfactuals, *, share=1.0, pixel_size=None, properties=("area", "eccentricity", "intensity", "solidity")) -> pd.DataFrame:
-    """Measured shape of the drawings before and after: columns own, asked, distance, then each property before, after and its relative change.
+def measured_change(
+    vae,
+    moves: Counterfactuals,
+    *,
+    share=1.0,
+    pixel_size=None,
+    properties=("area", "eccentricity", "intensity", "solidity"),
+) -> pd.DataFrame:
+    """Measured shape of the drawings before and after: columns own, asked, distance, then each property before, after
+    and its relative change.
 
-    NaN where a drawing shows nothing that can be measured. Drawings of a VAE with frame="aligned" are zoomed to the image's size, so read their changes, not their sizes.
+    NaN where a drawing shows nothing that can be measured. Drawings of a VAE with frame="aligned" are zoomed to the
+    image's size, so read their changes, not their sizes.
     """
     from cellinterp.data.morphology import measure
+
     before, after = (measure(vae.inverse_transform(z), pixel_size=pixel_size) for z in (moves.before, moves.at(share)))
     table = pd.DataFrame(dict(own=moves.own, asked=moves.asked, distance=moves.distance))
-    for p in properties: table[f"{p}_before"], table[f"{p}_after"], table[f"{p}_change"] = before[p], after[p], after[p] / before[p] - 1
+    for p in properties:
+        table[f"{p}_before"], table[f"{p}_after"], table[f"{p}_change"] = before[p], after[p], after[p] / before[p] - 1
     return table
 
 
 def agreement(judge, vae, moves: Counterfactuals, shares=(0.0, 0.5, 1.0, 1.25, 1.5, 2.0)) -> pd.DataFrame:
-    "What a classifier of images says of the drawings along the way: columns share, own, asked (fractions of cells), neither."
+    """What a classifier of images says of the drawings along the way: columns share, own, asked (fractions of cells),
+    neither.
+    """
     found = np.isfinite(moves.distance) & (moves.distance > 0)
     if not found.any(): raise ValueError("moves: no counterfactual was found")
     rows = []
@@ -146,19 +182,38 @@ def agreement(judge, vae, moves: Counterfactuals, shares=(0.0, 0.5, 1.0, 1.25, 1
 
 
 def plot_counterfactuals(vae, moves: Counterfactuals, rows=None, *, images=None, shares=(0.0, 0.5, 1.0, 1.5)):
-    "A row a cell: the image (if given), drawings along the way, and what changed between the first and the one on the boundary. Returns a matplotlib Figure."
+    """A row a cell: the image (if given), drawings along the way, and what changed between the first and the one on the
+    boundary. Returns a matplotlib Figure.
+    """
     import matplotlib.pyplot as plt
     rows = np.flatnonzero(np.isfinite(moves.distance) & (moves.distance > 0))[:5] if rows is None else np.asarray(rows)
     n = len(shares) + 1 + (images is not None)
-    fig, axes = plt.subplots(len(rows), n, figsize=(1.02 * n + .4, 1.02 * len(rows) + .3), squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.04))
+    fig, axes = plt.subplots(
+        len(rows),
+        n,
+        figsize=(1.02 * n + 0.4, 1.02 * len(rows) + 0.3),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.04, hspace=0.04),
+    )
     drawn = np.stack([vae.draw(moves.at(s)[rows])[:, 0] for s in shares], 1)                  # (rows, shares, h, w)
     change = vae.draw(moves.after[rows])[:, 0] - vae.draw(moves.before[rows])[:, 0]
-    titles = (["image"] if images is not None else []) + [{0: "drawn", 1: "boundary"}.get(s, f"× {s:g}") for s in shares] + ["change"]
+    titles = (
+        (["image"] if images is not None else [])
+        + [{0: "drawn", 1: "boundary"}.get(s, f"× {s:g}") for s in shares]
+        + ["change"]
+    )
     for r, (line, k) in enumerate(zip(axes, rows)):
         if images is not None: line[0].imshow(images[k, 0], cmap="gray")
-        for ax, picture in zip(line[images is not None:], drawn[r]): ax.imshow(picture, cmap="gray", vmin=drawn[r].min(), vmax=drawn[r].max())
+        for ax, picture in zip(line[images is not None :], drawn[r]):
+            ax.imshow(picture, cmap="gray", vmin=drawn[r].min(), vmax=drawn[r].max())
         line[-1].imshow(change[r], cmap="RdBu_r", vmin=-abs(change).max(), vmax=abs(change).max())
-        line[0].set_ylabel(f"{moves.own[k]}\n→ {moves.asked[k]}\n{moves.distance[k]:.1f} sd", fontsize=6, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(
+            f"{moves.own[k]}\n→ {moves.asked[k]}\n{moves.distance[k]:.1f} sd",
+            fontsize=6,
+            rotation=0,
+            ha="right",
+            va="center",
+        )
         for ax, title in zip(line, titles):
             ax.set(xticks=[], yticks=[])
             if r == 0: ax.set_title(title, fontsize=7)

@@ -4,9 +4,12 @@
 
 # %% ../../nbs/explain/image_cards.ipynb #6db2e9ea
 from __future__ import annotations
+
 import html
 from pathlib import Path
+
 import numpy as np
+
 from ..concepts.heatmaps import upsample, wilson
 from .pictures import png_address
 
@@ -23,24 +26,43 @@ def feature_recall(values, kind) -> dict:
 
     Returns
     -------
-    dict: recall, recall_low, recall_high, false_positive_rate, fpr_low, fpr_high (95 %, Wilson), u (Mann-Whitney), p (two-sided, tie-corrected), auroc = u / (n1 n2), n, n_others.
+    dict: recall, recall_low, recall_high, false_positive_rate, fpr_low, fpr_high (95 %, Wilson), u (Mann-Whitney), p
+    (two-sided, tie-corrected), auroc = u / (n1 n2), n, n_others.
     """
     from scipy.stats import mannwhitneyu
-    values, kind = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=float).ravel(), np.asarray(kind)
-    if kind.dtype != bool or kind.shape != values.shape: raise ValueError(f"kind: {kind.dtype} of shape {kind.shape} came; expected one boolean for each of {len(values)} cells")
-    if kind.all() or not kind.any(): raise ValueError(f"kind: {'every' if kind.all() else 'no'} cell is of the kind; expected some and some others")
+    values, kind = np.asarray(
+        values.toarray() if hasattr(values, "toarray") else values, dtype=float
+    ).ravel(), np.asarray(kind)
+    if kind.dtype != bool or kind.shape != values.shape:
+        raise ValueError(
+            f"kind: {kind.dtype} of shape {kind.shape} came; expected one boolean for each of {len(values)} cells"
+        )
+    if kind.all() or not kind.any():
+        raise ValueError(f"kind: {'every' if kind.all() else 'no'} cell is of the kind; expected some and some others")
     a, b = values[kind], values[~kind]
     test = mannwhitneyu(a, b) if np.ptp(values) > 0 else None
     u = float(test.statistic) if test else len(a) * len(b) / 2
     (low, high), (fl, fh) = wilson((a > 0).sum(), len(a)), wilson((b > 0).sum(), len(b))
-    return dict(recall=float((a > 0).mean()), recall_low=low, recall_high=high, false_positive_rate=float((b > 0).mean()), fpr_low=fl, fpr_high=fh,
-                u=u, p=float(test.pvalue) if test else 1.0, auroc=u / (len(a) * len(b)), n=len(a), n_others=len(b))
+    return dict(
+        recall=float((a > 0).mean()),
+        recall_low=low,
+        recall_high=high,
+        false_positive_rate=float((b > 0).mean()),
+        fpr_low=fl,
+        fpr_high=fh,
+        u=u,
+        p=float(test.pvalue) if test else 1.0,
+        auroc=u / (len(a) * len(b)),
+        n=len(a),
+        n_others=len(b),
+    )
 
 
 def correlates(codes, measures):
     """What each feature goes along with: Spearman's correlation of its codes with measured properties, over all cells.
 
-    codes : (N, M), dense or CSR. measures : DataFrame (N, P) of numbers: `data.morphology.measure`, embedding-free and independent of the model.
+    codes : (N, M), dense or CSR. measures : DataFrame (N, P) of numbers: `data.morphology.measure`, embedding-free and
+        independent of the model.
 
     Returns DataFrame (M, P) of correlations; NaN for features that are never active.
     """
@@ -48,13 +70,16 @@ def correlates(codes, measures):
     Z = np.asarray(codes.toarray() if hasattr(codes, "toarray") else codes, dtype=float)
     table = measures.select_dtypes("number")
     if len(table) != len(Z): raise ValueError(f"measures: {len(table)} rows came for {len(Z)} cells")
-    ranks = lambda t: pd.DataFrame(t).rank().to_numpy()
+    def ranks(t):
+        return pd.DataFrame(t).rank().to_numpy()
     def unit(r):
-        r = r - np.nanmean(r, 0); scale = np.sqrt(np.nansum(r ** 2, 0))
+        r = r - np.nanmean(r, 0)
+        scale = np.sqrt(np.nansum(r**2, 0))
         return np.nan_to_num(np.divide(r, scale, out=np.full(r.shape, np.nan), where=scale > 0)), scale > 0
     (a, live), (b, varies) = unit(ranks(Z)), unit(ranks(table.to_numpy()))
     r = a.T @ b
-    r[~live] = np.nan; r[:, ~varies] = np.nan
+    r[~live] = np.nan
+    r[:, ~varies] = np.nan
     return pd.DataFrame(r, columns=table.columns)
 
 # %% ../../nbs/explain/image_cards.ipynb #a08dba3d
@@ -66,7 +91,8 @@ def top_crops(values, n=6, groups=None, per_group=2):
         if values[i] <= 0 or len(out) == n: break
         g = None if groups is None else groups[i]
         if g is not None and seen.get(g, 0) >= per_group: continue
-        seen[g] = seen.get(g, 0) + 1; out.append(int(i))
+        seen[g] = seen.get(g, 0) + 1
+        out.append(int(i))
     return np.array(out, dtype=int)
 
 
@@ -82,47 +108,115 @@ section{border:1px solid var(--line);border-radius:8px;padding:12px 16px;margin:
 table{border-collapse:collapse;font-size:13px;margin-top:6px}td,th{padding:2px 12px 2px 0;text-align:left;font-weight:400}th{color:var(--dim)}.dim{color:var(--dim);font-size:12px}@media(prefers-color-scheme:dark){:root{--ink:#e6e8ee;--dim:#98a2b3;--line:#344054}body{background:#14171f}}"""
 
 
-def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, kind_name="controls", measures=None, groups=None, names=None, features=None, max_features=24, n=8, title="Concepts", attribution="") -> Path:
+def concept_cards(
+    path,
+    images,
+    codes,
+    scores,
+    heat,
+    *,
+    labels=None,
+    kind=None,
+    kind_name="controls",
+    measures=None,
+    groups=None,
+    names=None,
+    features=None,
+    max_features=24,
+    n=8,
+    title="Concepts",
+    attribution="",
+) -> Path:
     """Write one self-contained HTML page with a card for each feature.
 
     Parameters
     ----------
-    path : file to write. images : (N, C, H, W). codes : (N, M), dense or CSR. scores : `concepts.selectivity.Selectivity` of these features.
-    heat : callable (feature, rows) → maps (len(rows), h, w). labels : (N,) names, shown under the crops. kind : (N,) boolean cells for `feature_recall`, called `kind_name`.
-    measures : DataFrame (N, P), see `correlates`. groups : (N,) for `top_crops`. names : (M,) what the features are called.
-    features : which ones, in order; None = the most selective, at most `max_features`. attribution : what a picture of these images must say.
+    path : file to write. images : (N, C, H, W). codes : (N, M), dense or CSR. scores :
+        `concepts.selectivity.Selectivity` of these features.
+    heat : callable (feature, rows) → maps (len(rows), h, w). labels : (N,) names, shown under the crops. kind : (N,)
+        boolean cells for `feature_recall`, called `kind_name`.
+    measures : DataFrame (N, P), see `correlates`. groups : (N,) for `top_crops`. names : (M,) what the features are
+        called.
+    features : which ones, in order; None = the most selective, at most `max_features`. attribution : what a picture of
+        these images must say.
 
     Returns the path. Raises ValueError where the numbers of rows or features differ.
     """
     from cellinterp.data.images import to_rgb
+
     Z = np.asarray(codes.toarray() if hasattr(codes, "toarray") else codes, dtype=float)
     images, table = np.asarray(images), scores.features()
-    if len(images) != len(Z): raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes")
-    if len(table) != Z.shape[1]: raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
-    if features is None: features = np.argsort(-np.nan_to_num(table.average.to_numpy(), nan=-1), kind="stable")[:max_features]
+    if len(images) != len(Z):
+        raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes")
+    if len(table) != Z.shape[1]:
+        raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
+    if features is None:
+        features = np.argsort(-np.nan_to_num(table.average.to_numpy(), nan=-1), kind="stable")[:max_features]
     along = None if measures is None else correlates(Z, measures)
     rgb = to_rgb(images)
     cards = []
     for m in features:
         m, row = int(m), table.iloc[int(m)]
         rows = top_crops(Z[:, m], n, groups)
-        facts = [("stands for", f"{html.escape(str(row.label))}: active on {row.fraction:.0%} of its cells, {row.fraction - row.average:.0%} of the others"),
-                 ("selectivity", f"{row.average:.2f}" + (f" [{row.low:.2f}, {row.high:.2f}]" if "low" in row and np.isfinite(row.low) else "") + (f", q = {row.q:.2g}" if "q" in row else ""))]
+        facts = [
+            (
+                "stands for",
+                (
+                    f"{html.escape(str(row.label))}: active on {row.fraction:.0%} of its cells,"
+                    f" {row.fraction - row.average:.0%} of the others"
+                ),
+            ),
+            (
+                "selectivity",
+                f"{row.average:.2f}"
+                + (f" [{row.low:.2f}, {row.high:.2f}]" if "low" in row and np.isfinite(row.low) else "")
+                + (f", q = {row.q:.2g}" if "q" in row else ""),
+            ),
+        ]
         if kind is not None:
             r = feature_recall(Z[:, m], kind)
-            facts.append((html.escape(kind_name), f"recall {r['recall']:.1%} [{r['recall_low']:.1%}, {r['recall_high']:.1%}], false positives {r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC {r['auroc']:.2f}"))
+            facts.append(
+                (
+                    html.escape(kind_name),
+                    (
+                        f"recall {r['recall']:.1%} [{r['recall_low']:.1%}, {r['recall_high']:.1%}], false positives"
+                        f" {r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC"
+                        f" {r['auroc']:.2f}"
+                    ),
+                )
+            )
         if along is not None:
-            best = along.iloc[m].dropna(); best = best.reindex(best.abs().sort_values(ascending=False).index)[:4]
-            facts.append(("goes along with", ", ".join(f"{html.escape(str(k))} r = {v:+.2f}".replace("-", "−") for k, v in best.items()) or "nothing that was measured"))
+            best = along.iloc[m].dropna()
+            best = best.reindex(best.abs().sort_values(ascending=False).index)[:4]
+            facts.append(
+                (
+                    "goes along with",
+                    ", ".join(f"{html.escape(str(k))} r = {v:+.2f}".replace("-", "−") for k, v in best.items())
+                    or "nothing that was measured",
+                )
+            )
         maps = np.asarray(heat(m, rows)) if len(rows) else np.zeros((0, 1, 1))
         limit = float(np.abs(maps).max()) if maps.size else 1.0
-        tag = lambda picture, i: f'<img src="{png_address(picture)}" alt="crop {i}" title="crop {i}: code {Z[i, m]:.3g}{"" if labels is None else ", " + html.escape(str(labels[i]))}">'
-        crops = "".join(tag(rgb[i], i) for i in rows); heats = "".join(tag(overlay(rgb[i], h, limit or 1.0), i) for i, h in zip(rows, maps))
-        cards.append(f'<section id="f{m}"><h2>{html.escape(str(names[m])) if names is not None else f"feature {m}"} <small>active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells</small></h2>'
-                     f'<div>{crops or "never positive"}</div><div>{heats}</div><table>{"".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in facts)}</table></section>')
-    page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>'
-            f'<p class="dim">{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the feature is found in them (red), and where its opposite is (blue), one scale a card. '
-            f'{html.escape(attribution)}</p>{"".join(cards)}</html>')
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+        def tag(picture, i):
+            return (
+                    f'<img src="{png_address(picture)}" alt="crop {i}" title="crop {i}: code'
+                    f' {Z[i, m]:.3g}{"" if labels is None else ", " + html.escape(str(labels[i]))}">'
+                )
+        crops = "".join(tag(rgb[i], i) for i in rows)
+        heats = "".join(tag(overlay(rgb[i], h, limit or 1.0), i) for i, h in zip(rows, maps))
+        cards.append(
+            f'<section id="f{m}"><h2>{html.escape(str(names[m])) if names is not None else f"feature {m}"}'
+            f" <small>active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells</small></h2>"
+            f'<div>{crops or "never positive"}</div><div>{heats}</div><table>{"".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in facts)}</table></section>'
+        )
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1><p'
+        f' class="dim">{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the'
+        " feature is found in them (red), and where its opposite is (blue), one scale a card."
+        f' {html.escape(attribution)}</p>{"".join(cards)}</html>'
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path

@@ -4,20 +4,36 @@
 
 # %% ../../nbs/explain/pictures.ipynb #bfd4ddab
 from __future__ import annotations
+
 import numpy as np
 
 # %% auto #0
 __all__ = ['boundary_panel', 'margin', 'strongest', 'law_boundary', 'traversals', 'confusion', 'png_address']
 
 # %% ../../nbs/explain/pictures.ipynb #c3fe9a1e
-def boundary_panel(f, x, y, *, x_images=None, y_images=None, x_label="x", y_label="y", points=None, colours=None, names=("−", "+"), clip=3.0, resolution=200):
+def boundary_panel(
+    f,
+    x,
+    y,
+    *,
+    x_images=None,
+    y_images=None,
+    x_label="x",
+    y_label="y",
+    points=None,
+    colours=None,
+    names=("−", "+"),
+    clip=3.0,
+    resolution=200,
+):
     """The map of a decision over two factors.
 
     Parameters
     ----------
     f : callable on two arrays (M,), (M,) → values (M,); the decision is at 0. x, y : (low, high) of the axes.
     x_images, y_images : (n, h, w) decoded images, evenly spaced along each axis, low to high.
-    points : (N, 2) cells to scatter, with `colours` (N,) truth: True = positive. names : what a negative and a positive value mean.
+    points : (N, 2) cells to scatter, with `colours` (N,) truth: True = positive. names : what a negative and a positive
+        value mean.
     clip : colours are clipped to ±clip.
 
     Returns
@@ -25,40 +41,69 @@ def boundary_panel(f, x, y, *, x_images=None, y_images=None, x_label="x", y_labe
     matplotlib Figure
     """
     import matplotlib.pyplot as plt
+
     gx, gy = np.meshgrid(np.linspace(*x, resolution), np.linspace(*y, resolution))
     value = np.asarray(f(gx.ravel(), gy.ravel()), dtype=float).reshape(gx.shape)
     fig = plt.figure(figsize=(5.6, 5.0))
-    left, bottom, side = .22, .22, .62
+    left, bottom, side = 0.22, 0.22, 0.62
     ax = fig.add_axes([left, bottom, side, side * 5.6 / 5.0])
-    shown = ax.imshow(np.clip(value, -clip, clip), extent=(*x, *y), origin="lower", aspect="auto", cmap="RdBu_r", vmin=-clip, vmax=clip, alpha=.85)
-    if np.nanmin(value) < 0 < np.nanmax(value): ax.contour(gx, gy, value, levels=[0], colors="k", linewidths=1.5)
+    shown = ax.imshow(
+        np.clip(value, -clip, clip),
+        extent=(*x, *y),
+        origin="lower",
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-clip,
+        vmax=clip,
+        alpha=0.85,
+    )
+    if np.nanmin(value) < 0 < np.nanmax(value):
+        ax.contour(gx, gy, value, levels=[0], colors="k", linewidths=1.5)
     if points is not None:
         for truth, colour in ((False, "#08306b"), (True, "#67000d")):
             p = points[np.asarray(colours, dtype=bool) == truth]
-            ax.plot(p[:, 0], p[:, 1], ".", ms=3, color=colour, alpha=.6)
+            ax.plot(p[:, 0], p[:, 1], ".", ms=3, color=colour, alpha=0.6)
     ax.set(xlim=x, ylim=y)
-    bar = fig.colorbar(shown, cax=fig.add_axes([left + side + .02, bottom, .025, side * 5.6 / 5.0]), ticks=[-clip, 0, clip])
+    bar = fig.colorbar(
+        shown, cax=fig.add_axes([left + side + 0.02, bottom, 0.025, side * 5.6 / 5.0]), ticks=[-clip, 0, clip]
+    )
     bar.ax.set_yticklabels([f"{names[0]}", "0", f"{names[1]}"], fontsize=8)
     for images, horizontal in (x_images, True), (y_images, False):
-        if images is None: continue
+        if images is None:
+            continue
         n = len(images)
         for k, image in enumerate(images):
             size = side / n if horizontal else side * 5.6 / 5.0 / n
-            box = [left + k * size, bottom - .145, size * .94, .10] if horizontal else [left - .175, bottom + k * size, .10, size * .94]
-            a = fig.add_axes(box); a.imshow(image, cmap="gray", vmin=np.min(images), vmax=np.max(images)); a.axis("off")
-    fig.text(left + side / 2, .02 if x_images is not None else bottom - .115, x_label, ha="center", fontsize=10)
-    fig.text(.01 if y_images is not None else left - .12, bottom + side * .56, y_label, va="center", rotation=90, fontsize=10)
+            box = (
+                [left + k * size, bottom - 0.145, size * 0.94, 0.10]
+                if horizontal
+                else [left - 0.175, bottom + k * size, 0.10, size * 0.94]
+            )
+            a = fig.add_axes(box)
+            a.imshow(image, cmap="gray", vmin=np.min(images), vmax=np.max(images))
+            a.axis("off")
+    fig.text(left + side / 2, 0.02 if x_images is not None else bottom - 0.115, x_label, ha="center", fontsize=10)
+    fig.text(
+        0.01 if y_images is not None else left - 0.12,
+        bottom + side * 0.56,
+        y_label,
+        va="center",
+        rotation=90,
+        fontsize=10,
+    )
     return fig
 
 # %% ../../nbs/explain/pictures.ipynb #44e2c47c
 def margin(law, positive=None, negative=None):
-    """The decision as one function Z (N, d) → (N,): the margin of `positive` over `negative`, or over its best rival where none is given.
+    """The decision as one function Z (N, d) → (N,): the margin of `positive` over `negative`, or over its best rival
+    where none is given.
 
     law : a fitted classifier with `classes_` and `decision_function`; two classes need no names.
     """
     classes = list(law.classes_)
     for name in (positive, negative):
-        if name is not None and name not in classes: raise ValueError(f"unknown class {name!r}; the law knows {', '.join(map(repr, classes))}")
+        if name is not None and name not in classes:
+            raise ValueError(f"unknown class {name!r}; the law knows {', '.join(map(repr, classes))}")
     positive = classes[1] if positive is None and len(classes) == 2 else positive
     if positive is None: raise ValueError("positive: name the class whose decision is to be shown")
     k = classes.index(positive)
@@ -71,10 +116,14 @@ def margin(law, positive=None, negative=None):
 
 
 def strongest(f, Z, random_state=0):
-    "Columns of Z in the order of how much the decision f moves when their values are shuffled among the cells, and those moves."
+    """Columns of Z in the order of how much the decision f moves when their values are shuffled among the cells, and
+    those moves.
+    """
     rng, before, moves = np.random.default_rng(random_state), f(Z), np.zeros(Z.shape[1])
     for j in range(Z.shape[1]):
-        shuffled = Z.copy(); shuffled[:, j] = rng.permutation(Z[:, j]); moves[j] = np.abs(f(shuffled) - before).mean()
+        shuffled = Z.copy()
+        shuffled[:, j] = rng.permutation(Z[:, j])
+        moves[j] = np.abs(f(shuffled) - before).mean()
     order = np.argsort(-moves, kind="stable")
     return order, moves[order]
 
@@ -82,7 +131,8 @@ def strongest(f, Z, random_state=0):
 def law_boundary(law, vae, Z, labels, positive, negative=None, *, names=None, n_images=7, n_points=300, random_state=0):
     """The law's boundary over its two strongest factors, with decoded images along the axes.
 
-    The other factors stand at their mean over the two classes' cells. `law` decides on Z (N, d), `vae` draws; `names` (d,) factor names.
+    The other factors stand at their mean over the two classes' cells. `law` decides on Z (N, d), `vae` draws; `names`
+    (d,) factor names.
     Returns a matplotlib Figure.
     """
     f, labels = margin(law, positive, negative), np.asarray(labels)
@@ -92,24 +142,39 @@ def law_boundary(law, vae, Z, labels, positive, negative=None, *, names=None, n_
     i, j = int(order[0]), int(order[1] if len(order) > 1 and moves[1] > 0 else order[0])
     middle = Z.mean(0)
     def at(a, b):
-        P = np.tile(middle, (len(a), 1)); P[:, i] = a
+        P = np.tile(middle, (len(a), 1))
+        P[:, i] = a
         if j != i: P[:, j] = b
         return P
     limits = [tuple(np.percentile(Z[:, k], [.5, 99.5])) for k in (i, j)]
-    axes = [np.linspace(lo + (hi - lo) / (2 * n_images), hi - (hi - lo) / (2 * n_images), n_images) for lo, hi in limits]
+    axes = [
+        np.linspace(lo + (hi - lo) / (2 * n_images), hi - (hi - lo) / (2 * n_images), n_images) for lo, hi in limits
+    ]
     x_images = vae.draw(at(axes[0], np.full(n_images, middle[j])))[:, 0]
     y_images = vae.draw(at(np.full(n_images, middle[i]), axes[1]))[:, 0]
     pick = np.random.default_rng(random_state).permutation(len(Z))[:n_points]
-    label = lambda k: f"$z_{{{k}}}$" + (f"  ({names[k]})" if names is not None and names[k] != "unnamed" else "")
+    def label(k):
+        return f"$z_{{{k}}}$" + (f"  ({names[k]})" if names is not None and names[k] != "unnamed" else "")
     scale = float(np.percentile(np.abs(f(Z)), 75))
-    return boundary_panel(lambda a, b: f(at(a, b)), *limits, x_images=x_images, y_images=y_images, x_label=label(i), y_label=label(j), points=Z[pick][:, [i, j]],
-                          colours=truth[pick], names=(negative or "other", positive), clip=max(scale, 1e-3))
+    return boundary_panel(
+        lambda a, b: f(at(a, b)),
+        *limits,
+        x_images=x_images,
+        y_images=y_images,
+        x_label=label(i),
+        y_label=label(j),
+        points=Z[pick][:, [i, j]],
+        colours=truth[pick],
+        names=(negative or "other", positive),
+        clip=max(scale, 1e-3)
+    )
 
 # %% ../../nbs/explain/pictures.ipynb #7be8affb
 def traversals(vae, factors=None, *, names=None, centre=None, n_steps=7, span=2.0):
     """Decoded strips: what moves in the image when one factor moves.
 
-    factors : columns to show (default: all, at most 12, by KL). centre : (n_factors,) where to stand (default: the mean training cell).
+    factors : columns to show (default: all, at most 12, by KL). centre : (n_factors,) where to stand (default: the mean
+        training cell).
     span : in standard deviations. Returns a matplotlib Figure.
     """
     import matplotlib.pyplot as plt
@@ -120,10 +185,17 @@ def traversals(vae, factors=None, *, names=None, centre=None, n_steps=7, span=2.
     Z = np.tile(centre, (len(factors), n_steps, 1))
     for row, j in enumerate(factors): Z[row, :, j] = centre[j] + steps * vae.factor_std_[j]
     drawn = vae.draw(Z.reshape(-1, Z.shape[-1]))[:, 0].reshape(len(factors), n_steps, *vae.draw(Z[0, :1]).shape[2:])
-    fig, axes = plt.subplots(len(factors), n_steps, figsize=(.8 * n_steps + 1.9, .8 * len(factors) + .35), squeeze=False, gridspec_kw=dict(wspace=.03, hspace=.03))
+    fig, axes = plt.subplots(
+        len(factors),
+        n_steps,
+        figsize=(0.8 * n_steps + 1.9, 0.8 * len(factors) + 0.35),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.03, hspace=0.03),
+    )
     for row, j in enumerate(factors):
         for k, ax in enumerate(axes[row]):
-            ax.imshow(drawn[row, k], cmap="gray", vmin=drawn.min(), vmax=drawn.max()); ax.set(xticks=[], yticks=[])
+            ax.imshow(drawn[row, k], cmap="gray", vmin=drawn.min(), vmax=drawn.max())
+            ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values(): spine.set_visible(False)
             if row == 0: ax.set_title(f"{steps[k]:+.1f} sd".replace("-", "−"), fontsize=7)
         text = f"z{j}" + ("" if names is None else "\n" + str(names[j]).replace(", ", "\n", 1))
@@ -133,19 +205,38 @@ def traversals(vae, factors=None, *, names=None, centre=None, n_steps=7, span=2.
 
 # %% ../../nbs/explain/pictures.ipynb #25fe1ae4
 def confusion(labels, predictions: dict, classes):
-    "Confusion matrices side by side: `predictions` maps a model's name to its predicted classes (N,). Returns a matplotlib Figure."
+    """Confusion matrices side by side: `predictions` maps a model's name to its predicted classes (N,). Returns a
+    matplotlib Figure.
+    """
     import matplotlib.pyplot as plt
     from sklearn.metrics import confusion_matrix
     classes = list(classes)
-    fig, axes = plt.subplots(1, len(predictions), figsize=(.9 + .47 * len(classes) * len(predictions) + .7, .47 * len(classes) + 1.25), squeeze=False, sharey=True, layout="constrained")
+    fig, axes = plt.subplots(
+        1,
+        len(predictions),
+        figsize=(0.9 + 0.47 * len(classes) * len(predictions) + 0.7, 0.47 * len(classes) + 1.25),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
     for ax, (name, predicted) in zip(axes[0], predictions.items()):
         counts = confusion_matrix(labels, predicted, labels=classes).astype(float)
         share = counts / counts.sum(1, keepdims=True).clip(1)
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for i in range(len(classes)):
             for j in range(len(classes)):
-                if share[i, j] >= .005: ax.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white" if share[i, j] > .5 else "black")
-        ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=7); ax.set_yticks(range(len(classes)), classes, fontsize=7)
+                if share[i, j] >= 0.005:
+                    ax.text(
+                        j,
+                        i,
+                        f"{100 * share[i, j]:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="white" if share[i, j] > 0.5 else "black",
+                    )
+        ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=7)
+        ax.set_yticks(range(len(classes)), classes, fontsize=7)
         ax.set_title(f"{name}: {np.mean(np.diag(share)):.3f}", fontsize=8)
     axes[0, 0].set_ylabel("true", fontsize=8)
     return fig
@@ -153,7 +244,9 @@ def confusion(labels, predictions: dict, classes):
 # %% ../../nbs/explain/pictures.ipynb #4c6a2968
 def png_address(rgb) -> str:
     "An RGB image (H, W, 3) in [0, 1] as a `data:` address of a PNG, for pages in one file."
-    import base64, io
+    import base64
+    import io
+
     import matplotlib.image
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, np.clip(rgb, 0, 1), format="png")

@@ -7,14 +7,32 @@ __all__ = []
 
 # %% ../../nbs/factors/api.ipynb #5bcef6e7
 import lazy_loader
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "affinity": ["AffinityVAE", "affinity_loss", "annealing"],
-    "affinity_matrices": ["affinity_map", "affinity_matrix", "check_affinity", "read_affinity"],
-    "affinity_metrics": ["KnownRegions", "affinity_report", "evaluate", "pose_table", "rejection_curve"],
-    "metrics": ["active", "beta_vae_score", "dci", "disentanglement", "explicitness", "factor_vae_score", "gaussian_total_correlation", "irs", "mig", "mig_sup", "modularity", "sap", "udr"],
-    "naming": ["describe_factors", "traversal_names", "turning_pairs", "pair_norms"],
-    "objectives": ["PRICES", "Discriminator", "kl_per_factor", "total_correlation"],
-    "pose": ["geodesic_angle", "point_group", "pose_error", "random_rotations", "rotation_from_6d"],
-    "splats": ["SplatDecoder", "render_splats"],
-    "vae": ["VAE"],
-})
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "affinity": ["AffinityVAE", "affinity_loss", "annealing"],
+        "affinity_matrices": ["affinity_map", "affinity_matrix", "check_affinity", "read_affinity"],
+        "affinity_metrics": ["KnownRegions", "affinity_report", "evaluate", "pose_table", "rejection_curve"],
+        "metrics": [
+            "active",
+            "beta_vae_score",
+            "dci",
+            "disentanglement",
+            "explicitness",
+            "factor_vae_score",
+            "gaussian_total_correlation",
+            "irs",
+            "mig",
+            "mig_sup",
+            "modularity",
+            "sap",
+            "udr",
+        ],
+        "naming": ["describe_factors", "traversal_names", "turning_pairs", "pair_norms"],
+        "objectives": ["PRICES", "Discriminator", "kl_per_factor", "total_correlation"],
+        "pose": ["geodesic_angle", "point_group", "pose_error", "random_rotations", "rotation_from_6d"],
+        "splats": ["SplatDecoder", "render_splats"],
+        "vae": ["VAE"],
+    },
+)

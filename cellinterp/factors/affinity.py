@@ -4,19 +4,21 @@
 
 # %% ../../nbs/factors/affinity.ipynb #a376154a
 from __future__ import annotations
+
 import math
 
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
+
 from ..data.images import check_images, check_labels
 from .affinity_matrices import check_affinity
 from .objectives import kl_per_factor
 from .pose import rotation_from_6d
 from .splats import SplatDecoder
-from ..training.augment import random_turns, turned
 from .vae import ImageAutoencoder
+from ..training.augment import random_turns, turned
 from ..training.images import pad_to
 
 # %% auto #0
@@ -40,33 +42,48 @@ def affinity_loss(mu: torch.Tensor, codes: torch.Tensor, affinity: torch.Tensor)
 SCHEDULES = ("flat", "ramp", "cyclic-linear", "cyclic-sigmoid", "cyclic-cosine")
 
 
-def annealing(kind: str, n_epochs: int, high: float = 1.0, low: float = 0.0, n_cycles: int = 4, ratio: float = 0.5) -> np.ndarray:
+def annealing(
+    kind: str, n_epochs: int, high: float = 1.0, low: float = 0.0, n_cycles: int = 4, ratio: float = 0.5
+) -> np.ndarray:
     """A weight for every epoch, (n_epochs,).
 
-    kind : one of `SCHEDULES`; "flat" is `high` throughout. n_cycles, ratio : of the cyclic ones; the rise takes `ratio` of a cycle.
+    kind : one of `SCHEDULES`; "flat" is `high` throughout. n_cycles, ratio : of the cyclic ones; the rise takes `ratio`
+        of a cycle.
     Raises ValueError for an unknown kind, no epochs, no cycles, or a ratio outside (0, 1].
     """
-    if kind not in SCHEDULES: raise ValueError(f"schedule: {kind!r} came; expected one of {', '.join(map(repr, SCHEDULES))}")
-    if n_epochs < 1 or n_cycles < 1: raise ValueError(f"n_epochs, n_cycles: {n_epochs} and {n_cycles} came; expected at least 1")
-    if not 0 < ratio <= 1: raise ValueError(f"ratio: {ratio} came; expected a part of a cycle, more than 0, at most 1")
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule: {kind!r} came; expected one of {', '.join(map(repr, SCHEDULES))}")
+    if n_epochs < 1 or n_cycles < 1:
+        raise ValueError(f"n_epochs, n_cycles: {n_epochs} and {n_cycles} came; expected at least 1")
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio: {ratio} came; expected a part of a cycle, more than 0, at most 1")
     epoch = np.arange(n_epochs)
-    if kind == "flat": return np.full(n_epochs, float(high))
-    if kind == "ramp": rise = epoch / max(n_epochs - 1, 1)
-    else: rise = np.minimum((epoch * n_cycles / n_epochs) % 1 / ratio, 1)
-    if kind == "cyclic-sigmoid": rise = (lambda s: (s(rise) - s(0)) / (s(1) - s(0)))(lambda p: 1 / (1 + np.exp(-12 * (p - 0.5))))
-    if kind == "cyclic-cosine": rise = 0.5 - 0.5 * np.cos(np.pi * rise)
+    if kind == "flat":
+        return np.full(n_epochs, float(high))
+    if kind == "ramp":
+        rise = epoch / max(n_epochs - 1, 1)
+    else:
+        rise = np.minimum((epoch * n_cycles / n_epochs) % 1 / ratio, 1)
+    if kind == "cyclic-sigmoid":
+        rise = (lambda s: (s(rise) - s(0)) / (s(1) - s(0)))(lambda p: 1 / (1 + np.exp(-12 * (p - 0.5))))
+    if kind == "cyclic-cosine":
+        rise = 0.5 - 0.5 * np.cos(np.pi * rise)
     return low + (high - low) * rise
 
 # %% ../../nbs/factors/affinity.ipynb #466f45e1
 def on_group(pose: torch.Tensor, n_axes: int) -> torch.Tensor:
-    "Raw outputs (B, p) → pose (B, p): two numbers in the plane of length 1, six in space orthonormal; others as they are."
+    """Raw outputs (B, p) → pose (B, p): two numbers in the plane of length 1, six in space orthonormal; others as they
+    are.
+    """
     if (n_axes, pose.shape[1]) == (2, 2): return F.normalize(pose, dim=1)
     if (n_axes, pose.shape[1]) == (3, 6): return rotation_from_6d(pose)[..., :2].mT.flatten(1)
     return pose
 
 
 def pose_rotation(pose: torch.Tensor, n_axes: int) -> torch.Tensor | None:
-    "The rotation matrices (B, 2, 2) or (B, 3, 3) that a pose stands for: one number is an angle in radians (about z in space); None without a pose."
+    """The rotation matrices (B, 2, 2) or (B, 3, 3) that a pose stands for: one number is an angle in radians (about z
+    in space); None without a pose.
+    """
     if pose.shape[1] == 0: return None
     if (n_axes, pose.shape[1]) == (3, 6): return rotation_from_6d(pose)
     c, s = (pose.cos()[:, 0], pose.sin()[:, 0]) if pose.shape[1] == 1 else F.normalize(pose, dim=1).T
@@ -82,23 +99,39 @@ class _Network(nn.Module):
         super().__init__()
         channels, *size = image_shape
         self.n_factors, self.n_pose, self.n_axes, self.stride = n_factors, n_pose, len(size), 2 ** depth
-        conv, up, norm = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d) if self.n_axes == 2 else (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)
+        conv, up, norm = (
+            (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
+            if self.n_axes == 2
+            else (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)
+        )
         widths = [capacity * 2**k for k in range(depth)]
         grid = [-(-s // self.stride) for s in size]                                        # cells at the bottom
         features, padded = widths[-1] * math.prod(grid), tuple(g * self.stride for g in grid)
         layers = []
-        for a, b in zip([channels, *widths], widths): layers += [conv(a, b, 3, stride=2, padding=1, bias=False), norm(b), nn.ReLU(inplace=True)]
+        for a, b in zip([channels, *widths], widths):
+            layers += [conv(a, b, 3, stride=2, padding=1, bias=False), norm(b), nn.ReLU(inplace=True)]
         self.encoder = nn.Sequential(*layers, nn.Flatten())
-        self.heads = nn.Linear(features, 2 * n_factors + n_pose)                           # the three heads, side by side
-        if decoder == "splats": self.decoder = SplatDecoder(n_factors, channels, padded, n_splats, hidden, refine=refine)
+        # the three heads, side by side
+        self.heads = nn.Linear(features, 2 * n_factors + n_pose)
+        if decoder == "splats":
+            self.decoder = SplatDecoder(n_factors, channels, padded, n_splats, hidden, refine=refine)
         else:
-            layers = [nn.Linear(n_factors + n_pose, hidden), nn.ReLU(), nn.Linear(hidden, features), nn.ReLU(), nn.Unflatten(1, (widths[-1], *grid))]
-            for a, b in zip(widths[:0:-1], widths[-2::-1]): layers += [up(a, b, 4, stride=2, padding=1, bias=False), norm(b), nn.ReLU(inplace=True)]
+            layers = [
+                nn.Linear(n_factors + n_pose, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, features),
+                nn.ReLU(),
+                nn.Unflatten(1, (widths[-1], *grid)),
+            ]
+            for a, b in zip(widths[:0:-1], widths[-2::-1]):
+                layers += [up(a, b, 4, stride=2, padding=1, bias=False), norm(b), nn.ReLU(inplace=True)]
             self.decoder = nn.Sequential(*layers, up(widths[0], channels, 4, stride=2, padding=1))
         if self.n_axes == 2: self.to(memory_format=torch.channels_last)
 
     def encode(self, x):
-        mu, logvar, pose = self.heads(self.encoder(pad_to(x, self.stride))).split([self.n_factors, self.n_factors, self.n_pose], 1)
+        mu, logvar, pose = self.heads(self.encoder(pad_to(x, self.stride))).split(
+            [self.n_factors, self.n_factors, self.n_pose], 1
+        )
         return mu, logvar.clamp(-10, 6), on_group(pose, self.n_axes)
 
     def draw(self, z, pose):
@@ -106,14 +139,18 @@ class _Network(nn.Module):
         return self.decoder(torch.cat([z, pose], 1))
 
     def forward(self, x, swap: bool = False):
-        "With `swap` the batch is two halves that show the same objects, and each half is drawn from the other's content and its own pose."
+        """With `swap` the batch is two halves that show the same objects, and each half is drawn from the other's
+        content and its own pose.
+        """
         mu, logvar, pose = self.encode(x)
         z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
         return mu, logvar, pose, self.draw(z.roll(len(z) // 2, 0) if swap else z, pose)
 
 # %% ../../nbs/factors/affinity.ipynb #3e565fba
 def equivariance_loss(rotation: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    "E of @eq-equivariance, mean over pairs: `rotation`, `turns` (2B, k, k), the first B being one view of B images and the last B another."
+    """E of @eq-equivariance, mean over pairs: `rotation`, `turns` (2B, k, k), the first B being one view of B images
+    and the last B another.
+    """
     (r1, r2), (t1, t2) = rotation.chunk(2), turns.chunk(2)
     return (r1 - t1 @ t2.mT @ r2).square().sum((1, 2)).mean() / (2 * rotation.shape[-1])
 
@@ -129,66 +166,152 @@ class AffinityVAE(ImageAutoencoder):
 
     Parameters
     ----------
-    n_factors : width of the content code. n_pose : outputs for the pose: "auto" (2 for images, 6 for volumes), 1 as in the paper, 0 for none.
+    n_factors : width of the content code. n_pose : outputs for the pose: "auto" (2 for images, 6 for volumes), 1 as in
+        the paper, 0 for none.
     affinity : DataFrame, index = columns = class names (`factors.affinity_matrices`); a superset of the labels will do.
-    beta, gamma : weights of KL and of the affinity term, or an array of one value an epoch; gamma "auto" = 0.5 with an affinity, else 0.
+    beta, gamma : weights of KL and of the affinity term, or an array of one value an epoch; gamma "auto" = 0.5 with an
+        affinity, else 0.
     beta_schedule, gamma_schedule, n_cycles, ratio : how a number is reached over the epochs (`annealing`).
-    kl : "mean" over the factors, or their "sum". reconstruction : "mse", or "bce" for pixels that are shares of 1 (convolutional decoder only).
-    decoder : "convolution" or "splats"; n_splats, refine : of the latter. depth, capacity, hidden : halvings, channels of the first, units of the dense layers.
-    views : None, "turned" or "swapped": random rotations while training. equivariance : weight of E + I, the pose following
+    kl : "mean" over the factors, or their "sum". reconstruction : "mse", or "bce" for pixels that are shares of 1
+        (convolutional decoder only).
+    decoder : "convolution" or "splats"; n_splats, refine : of the latter. depth, capacity, hidden : halvings, channels
+        of the first, units of the dense layers.
+    views : None, "turned" or "swapped": random rotations while training. equivariance : weight of E + I, the pose
+        following
         them and the content not ("swapped").
     n_epochs : "auto" = about 1,500 steps, at least 10 and at most 400 epochs. max_steps : instead of epochs.
     batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
 
     Attributes
     ----------
-    module_, history_, classes_ and affinity_ (of the training labels, in their order; with an affinity), beta_, gamma_ (n_epochs_,), n_pose_,
-    kl_ (n_factors,) nats a factor, factor_mean_, factor_std_ (n_factors,), pose_mean_ (n_pose_,), error_quantiles_ (101,).
+    module_, history_, classes_ and affinity_ (of the training labels, in their order; with an affinity), beta_, gamma_
+    (n_epochs_,), n_pose_,
+    kl_ (n_factors,) nats a factor, factor_mean_, factor_std_ (n_factors,), pose_mean_ (n_pose_,), error_quantiles_
+    (101,).
     """
 
-    def __init__(self, n_factors=8, n_pose="auto", affinity=None, *, beta=1e-3, gamma="auto", beta_schedule="flat", gamma_schedule="flat", n_cycles=4, ratio=0.5, kl="mean",
-                 reconstruction="mse", decoder="convolution", n_splats=128, refine=False, depth=4, capacity=16, hidden=256, views=None, equivariance=0.1, n_epochs="auto", max_steps=None,
-                 batch_size=128, learning_rate=2e-3, device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
+    def __init__(
+        self,
+        n_factors=8,
+        n_pose="auto",
+        affinity=None,
+        *,
+        beta=1e-3,
+        gamma="auto",
+        beta_schedule="flat",
+        gamma_schedule="flat",
+        n_cycles=4,
+        ratio=0.5,
+        kl="mean",
+        reconstruction="mse",
+        decoder="convolution",
+        n_splats=128,
+        refine=False,
+        depth=4,
+        capacity=16,
+        hidden=256,
+        views=None,
+        equivariance=0.1,
+        n_epochs="auto",
+        max_steps=None,
+        batch_size=128,
+        learning_rate=2e-3,
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
         self.n_factors, self.n_pose, self.affinity, self.beta, self.gamma = n_factors, n_pose, affinity, beta, gamma
-        self.beta_schedule, self.gamma_schedule, self.n_cycles, self.ratio, self.kl = beta_schedule, gamma_schedule, n_cycles, ratio, kl
+        self.beta_schedule, self.gamma_schedule, self.n_cycles, self.ratio, self.kl = (
+            beta_schedule,
+            gamma_schedule,
+            n_cycles,
+            ratio,
+            kl,
+        )
         self.reconstruction, self.decoder, self.n_splats, self.refine = reconstruction, decoder, n_splats, refine
-        self.depth, self.capacity, self.hidden, self.views, self.equivariance = depth, capacity, hidden, views, equivariance
-        self.n_epochs, self.max_steps, self.batch_size, self.learning_rate = n_epochs, max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.depth, self.capacity, self.hidden, self.views, self.equivariance = (
+            depth,
+            capacity,
+            hidden,
+            views,
+            equivariance,
+        )
+        self.n_epochs, self.max_steps, self.batch_size, self.learning_rate = (
+            n_epochs,
+            max_steps,
+            batch_size,
+            learning_rate,
+        )
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def _check_arguments(self):
-        for name, allowed in dict(kl=("mean", "sum"), reconstruction=("mse", "bce"), decoder=("convolution", "splats"), views=(None, "turned", "swapped")).items():
-            if getattr(self, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
+        for name, allowed in dict(
+            kl=("mean", "sum"),
+            reconstruction=("mse", "bce"),
+            decoder=("convolution", "splats"),
+            views=(None, "turned", "swapped"),
+        ).items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
         for name in ("n_factors", "depth", "capacity"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.reconstruction == "bce" and self.decoder == "splats": raise ValueError('reconstruction="bce" needs decoder="convolution": splats are not bounded by 0 and 1')
+        if self.reconstruction == "bce" and self.decoder == "splats":
+            raise ValueError('reconstruction="bce" needs decoder="convolution": splats are not bounded by 0 and 1')
 
     def _check_size(self, shape):
-        "Raises ValueError where the image is too small for the depth, or the pose does not fit its axes; learns n_pose_."
+        """Raises ValueError where the image is too small for the depth, or the pose does not fit its axes; learns
+        n_pose_.
+        """
         n_axes, stride = len(shape) - 1, 2 ** self.depth
-        if min(shape[1:]) < stride: raise ValueError(f"depth={self.depth} halves {' x '.join(map(str, shape[1:]))} pixels too often; expected at most depth={int(math.log2(min(shape[1:])))}")
+        if min(shape[1:]) < stride:
+            raise ValueError(
+                f"depth={self.depth} halves {' x '.join(map(str, shape[1:]))} pixels too often; expected at most"
+                f" depth={int(math.log2(min(shape[1:])))}"
+            )
         self.n_pose_ = {2: 2, 3: 6}[n_axes] if self.n_pose == "auto" else self.n_pose
-        if not isinstance(self.n_pose_, (int, np.integer)) or self.n_pose_ < 0: raise ValueError(f"n_pose must be 'auto' or 0, 1, 2, …; got {self.n_pose!r}")
+        if not isinstance(self.n_pose_, (int, np.integer)) or self.n_pose_ < 0:
+            raise ValueError(f"n_pose must be 'auto' or 0, 1, 2, …; got {self.n_pose!r}")
         turns = (0, 1, 2) if n_axes == 2 else (0, 1, 6)
         if self.decoder == "splats" and self.n_pose_ not in turns:
-            raise ValueError(f"n_pose={self.n_pose_} is not a rotation of {'images' if n_axes == 2 else 'volumes'}: decoder='splats' takes {', '.join(map(str, turns))}")
-        if self.views == "swapped" and self.n_pose_ == 0: raise ValueError("views='swapped' draws a view from another view's content, which needs a pose; got n_pose=0")
+            raise ValueError(
+                f"n_pose={self.n_pose_} is not a rotation of {'images' if n_axes == 2 else 'volumes'}: decoder='splats'"
+                f" takes {', '.join(map(str, turns))}"
+            )
+        if self.views == "swapped" and self.n_pose_ == 0:
+            raise ValueError(
+                "views='swapped' draws a view from another view's content, which needs a pose; got n_pose=0"
+            )
 
     @property
     def _turns(self):
         "Is the pose a rotation? A single number is one for splats only."
-        return self.n_pose_ == {2: 2, 3: 6}[len(self.image_shape_) - 1] or (self.decoder == "splats" and self.n_pose_ == 1 and len(self.image_shape_) == 3)
+        return self.n_pose_ == {2: 2, 3: 6}[len(self.image_shape_) - 1] or (
+            self.decoder == "splats" and self.n_pose_ == 1 and len(self.image_shape_) == 3
+        )
 
     def _weights(self, name, n_epochs) -> np.ndarray:
         "β or γ of every epoch."
         value, kind = getattr(self, name), getattr(self, f"{name}_schedule")
         if isinstance(value, str):
-            if name != "gamma" or value != "auto": raise ValueError(f"{name} must be a number or an array of one value an epoch; got {value!r}")
+            if name != "gamma" or value != "auto":
+                raise ValueError(f"{name} must be a number or an array of one value an epoch; got {value!r}")
             value = 0.5 if self.affinity is not None else 0.0
         if np.ndim(value) == 0: weights = annealing(kind, n_epochs, float(value), 0.0, self.n_cycles, self.ratio)
         else: weights = np.asarray(value, dtype=float)
-        if weights.shape != (n_epochs,): raise ValueError(f"{name}: an array of shape {weights.shape} came for {n_epochs} epochs; expected one value an epoch")
-        if not np.isfinite(weights).all() or weights.min() < 0: raise ValueError(f"{name}: expected finite weights of 0 or more; got {value!r}")
+        if weights.shape != (n_epochs,):
+            raise ValueError(
+                f"{name}: an array of shape {weights.shape} came for {n_epochs} epochs; expected one value an epoch"
+            )
+        if not np.isfinite(weights).all() or weights.min() < 0:
+            raise ValueError(f"{name}: expected finite weights of 0 or more; got {value!r}")
         return weights
 
     def _epochs(self, n) -> tuple[int, int, int]:
@@ -202,23 +325,39 @@ class AffinityVAE(ImageAutoencoder):
     def _codes(self, images, y, needed) -> torch.Tensor | None:
         "Rows of the affinity matrix for every image, −1 = no label; learns classes_ and affinity_."
         if self.affinity is None:
-            if needed: raise ValueError(f"gamma={self.gamma!r} needs an affinity: AffinityVAE(affinity=…), a DataFrame of how alike the classes are (factors.affinity_matrices)")
+            if needed:
+                raise ValueError(
+                    f"gamma={self.gamma!r} needs an affinity: AffinityVAE(affinity=…), a DataFrame of how alike the"
+                    " classes are (factors.affinity_matrices)"
+                )
             return None
         if not needed: return None
         if y is None: raise ValueError("gamma > 0 needs labels: call fit(images, labels), or set gamma=0")
         y = check_labels(y, len(images), min_classes=0).astype(str)
-        if not (y != "").any(): raise ValueError('labels: every label is missing (""); with gamma > 0 some images need one')
+        if not (y != "").any():
+            raise ValueError('labels: every label is missing (""); with gamma > 0 some images need one')
         self.classes_ = np.unique(y[y != ""])
         self.affinity_ = check_affinity(self.affinity, self.classes_)
         return torch.as_tensor(np.where(y == "", -1, np.searchsorted(self.classes_, y)))
 
     def _build(self):
-        return _Network(self.image_shape_, self.n_factors, self.n_pose_, self.decoder, self.depth, self.capacity, self.hidden, self.n_splats, self.refine)
+        return _Network(
+            self.image_shape_,
+            self.n_factors,
+            self.n_pose_,
+            self.decoder,
+            self.depth,
+            self.capacity,
+            self.hidden,
+            self.n_splats,
+            self.refine,
+        )
 
     def fit(self, images, y=None):
         """images (N, C, H, W) or (N, C, D, H, W); y (N,) class names, "" = none (used where gamma > 0).
 
-        Raises ValueError for gamma > 0 without an affinity or without any label, a label that the affinity does not know, and what `check_images` and `check_affinity` refuse.
+        Raises ValueError for gamma > 0 without an affinity or without any label, a label that the affinity does not
+        know, and what `check_images` and `check_affinity` refuse.
         """
         self._check_arguments()
         images = check_images(images)
@@ -259,12 +398,19 @@ class AffinityVAE(ImageAutoencoder):
 
     def _reconstruction(self, drawing, x):
         x = pad_to(x, 2 ** self.depth)
-        return F.mse_loss(drawing, x) if self.reconstruction == "mse" else F.binary_cross_entropy_with_logits(drawing, x.clamp(0, 1))
+        return (
+            F.mse_loss(drawing, x)
+            if self.reconstruction == "mse"
+            else F.binary_cross_entropy_with_logits(drawing, x.clamp(0, 1))
+        )
 
-    def _encode(self, images): return self._apply(lambda x: self.module_.encode(self._scaled(x)), images, self._rows_at_once)
+    def _encode(self, images):
+        return self._apply(lambda x: self.module_.encode(self._scaled(x)), images, self._rows_at_once)
 
     def pose(self, images):
-        "Images (N, C, …) → pose (N, n_pose_): (cos, sin) in the plane; the first two columns of a rotation in space (`factors.pose.rotation_from_6d`); raw numbers for other n_pose."
+        """Images (N, C, …) → pose (N, n_pose_): (cos, sin) in the plane; the first two columns of a rotation in space
+        (`factors.pose.rotation_from_6d`); raw numbers for other n_pose.
+        """
         return self._encode(self._check(images))[2]
 
     @property
@@ -279,8 +425,15 @@ class AffinityVAE(ImageAutoencoder):
         from sklearn.utils.validation import check_is_fitted
         check_is_fitted(self, "module_")
         factors = self._check_factors(factors)
-        pose = np.broadcast_to(self._upright, (len(factors), self.n_pose_)) if pose is None else np.asarray(pose, dtype=np.float32)
-        if pose.shape != (len(factors), self.n_pose_): raise ValueError(f"pose must have the shape ({len(factors)}, {self.n_pose_}), a row a row of factors; got {pose.shape}")
+        pose = (
+            np.broadcast_to(self._upright, (len(factors), self.n_pose_))
+            if pose is None
+            else np.asarray(pose, dtype=np.float32)
+        )
+        if pose.shape != (len(factors), self.n_pose_):
+            raise ValueError(
+                f"pose must have the shape ({len(factors)}, {self.n_pose_}), a row a row of factors; got {pose.shape}"
+            )
         n_axes = len(self.image_shape_) - 1
         def function(both):
             z, p = both.split([self.n_factors, self.n_pose_], 1)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #19c1a1af
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
 
@@ -19,56 +20,103 @@ def check_affinity(affinity, classes=None, tolerance: float = 1e-6) -> pd.DataFr
     classes : names to take, in this order; None for all. tolerance : of symmetry, range and diagonal.
     """
     if not isinstance(affinity, pd.DataFrame):
-        raise ValueError(f"affinity: a {type(affinity).__name__} came; expected a DataFrame whose index and columns are the class names (read_affinity, affinity_matrix)")
-    A = affinity.copy(); A.index, A.columns = A.index.map(str), A.columns.map(str)
-    if A.shape[0] != A.shape[1]: raise ValueError(f"affinity: {A.shape[0]} rows and {A.shape[1]} columns came; expected a square matrix")
+        raise ValueError(
+            f"affinity: a {type(affinity).__name__} came; expected a DataFrame whose index and columns are the class"
+            " names (read_affinity, affinity_matrix)"
+        )
+    A = affinity.copy()
+    A.index, A.columns = A.index.map(str), A.columns.map(str)
+    if A.shape[0] != A.shape[1]:
+        raise ValueError(f"affinity: {A.shape[0]} rows and {A.shape[1]} columns came; expected a square matrix")
     for names in (A.index, A.columns):
-        if names.has_duplicates: raise ValueError(f"affinity: class {names[names.duplicated()][0]!r} came more than once")
-    if set(A.index) != set(A.columns): raise ValueError(f"affinity: the index has {sorted(set(A.index) - set(A.columns))[:5]}, the columns {sorted(set(A.columns) - set(A.index))[:5]}; expected the same names")
+        if names.has_duplicates:
+            raise ValueError(f"affinity: class {names[names.duplicated()][0]!r} came more than once")
+    if set(A.index) != set(A.columns):
+        raise ValueError(
+            f"affinity: the index has {sorted(set(A.index) - set(A.columns))[:5]}, the columns"
+            f" {sorted(set(A.columns) - set(A.index))[:5]}; expected the same names"
+        )
     wanted = list(A.columns) if classes is None else [str(c) for c in classes]
     missing = [c for c in wanted if c not in A.columns]
-    if missing: raise ValueError(f"affinity: no row for class {', '.join(map(repr, missing[:5]))}{' and others' if len(missing) > 5 else ''}; it knows {', '.join(map(repr, A.columns[:20]))}{', …' if len(A) > 20 else ''}")
+    if missing:
+        raise ValueError(
+            "affinity: no row for class"
+            f" {', '.join(map(repr, missing[:5]))}{' and others' if len(missing) > 5 else ''}; it knows"
+            f" {', '.join(map(repr, A.columns[:20]))}{', …' if len(A) > 20 else ''}"
+        )
     A = A.loc[wanted, wanted]
     try: values = A.to_numpy(dtype=np.float64)
     except (TypeError, ValueError): raise ValueError("affinity: text came where numbers were expected") from None
-    pair = lambda bad: " and ".join(repr(wanted[i]) for i in np.unravel_index(bad.argmax(), bad.shape))
+    def pair(bad):
+        return " and ".join(repr(wanted[i]) for i in np.unravel_index(bad.argmax(), bad.shape))
     if (bad := ~np.isfinite(values)).any(): raise ValueError(f"affinity: not a finite number for {pair(bad)}")
     if (bad := np.abs(values - values.T)).max(initial=0) > tolerance:
-        raise ValueError(f"affinity: not symmetric, the worst pair is {pair(bad)}: {values.flat[bad.argmax()]:.4g} and {values.T.flat[bad.argmax()]:.4g}; read_affinity(…, symmetrize=True) takes the mean")
-    if (bad := np.abs(np.diag(values) - 1)).max(initial=0) > tolerance: raise ValueError(f"affinity: the diagonal has {np.diag(values)[bad.argmax()]:.4g} for {wanted[bad.argmax()]!r}; expected 1")
-    if (bad := np.abs(values)).max(initial=0) > 1 + tolerance: raise ValueError(f"affinity: {values.flat[bad.argmax()]:.4g} for {pair(bad)}; expected values in [-1, 1]")
+        raise ValueError(
+            f"affinity: not symmetric, the worst pair is {pair(bad)}: {values.flat[bad.argmax()]:.4g} and"
+            f" {values.T.flat[bad.argmax()]:.4g}; read_affinity(…, symmetrize=True) takes the mean"
+        )
+    if (bad := np.abs(np.diag(values) - 1)).max(initial=0) > tolerance:
+        raise ValueError(
+            f"affinity: the diagonal has {np.diag(values)[bad.argmax()]:.4g} for {wanted[bad.argmax()]!r}; expected 1"
+        )
+    if (bad := np.abs(values)).max(initial=0) > 1 + tolerance:
+        raise ValueError(f"affinity: {values.flat[bad.argmax()]:.4g} for {pair(bad)}; expected values in [-1, 1]")
     return pd.DataFrame(np.clip((values + values.T) / 2, -1, 1), index=wanted, columns=wanted)
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #3822cae7
 def read_affinity(path, symmetrize: bool = False, tolerance: float = 1e-6) -> pd.DataFrame:
-    """An affinity matrix from a CSV file: a header of class names, and, if there is one, a first column of the same names.
+    """An affinity matrix from a CSV file: a header of class names, and, if there is one, a first column of the same
+    names.
 
     symmetrize : take the mean of A and its transpose. Raises ValueError for what `check_affinity` refuses.
     """
-    try: table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)   # names such as 1, 01 and NA stay as written
+    # names such as 1, 01 and NA stay as written
+    try: table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
     except pd.errors.EmptyDataError: raise ValueError(f"affinity: {str(path)!r} is empty") from None
     names, body = table.iloc[0].str.strip(), table.iloc[1:]
-    if len(names) == len(body) + 1 and set(body[0].str.strip()) == set(names[1:]): index, names, body = body[0].str.strip(), names[1:], body.iloc[:, 1:]
-    else: index = names
-    if body.shape != (len(index), len(names)): raise ValueError(f"affinity: {len(body)} rows below a header of {len(names)} names in {str(path)!r}; expected a square matrix")
+    if len(names) == len(body) + 1 and set(body[0].str.strip()) == set(names[1:]):
+        index, names, body = body[0].str.strip(), names[1:], body.iloc[:, 1:]
+    else:
+        index = names
+    if body.shape != (len(index), len(names)):
+        raise ValueError(
+            f"affinity: {len(body)} rows below a header of {len(names)} names in {str(path)!r}; expected a square"
+            " matrix"
+        )
     try: values = body.to_numpy().astype(np.float64)
     except ValueError as error: raise ValueError(f"affinity: {error} in {str(path)!r}") from None
     A = pd.DataFrame(values, index=list(index), columns=list(names))
-    if symmetrize: A = (A + A.loc[A.columns, A.index].to_numpy().T) / 2 if list(A.index) == list(A.columns) else (A.loc[A.columns] + A.loc[A.columns].T) / 2
+    if symmetrize:
+        A = (
+            (A + A.loc[A.columns, A.index].to_numpy().T) / 2
+            if list(A.index) == list(A.columns)
+            else (A.loc[A.columns] + A.loc[A.columns].T) / 2
+        )
     return check_affinity(A, tolerance=tolerance)
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #d2881cca
-def affinity_matrix(references, names=None, method: str = "ncc", *, n_rotations=None, resolution: float = 0.5, stretch_to=None, **options) -> pd.DataFrame:
+def affinity_matrix(
+    references,
+    names=None,
+    method: str = "ncc",
+    *,
+    n_rotations=None,
+    resolution: float = 0.5,
+    stretch_to=None,
+    **options,
+) -> pd.DataFrame:
     """How alike classes are, from one reference each.
 
     Parameters
     ----------
-    references : (K, H, W) with method "ncc", "frc" or "soap"; (K, 1, H, W) or (K, 1, D, H, W); for "soap" also a list of K coordinate arrays (n, 3).
+    references : (K, H, W) with method "ncc", "frc" or "soap"; (K, 1, H, W) or (K, 1, D, H, W); for "soap" also a list
+        of K coordinate arrays (n, 3).
         An ImageSet with one image a class brings its own names.
     method : "ncc", "frc" (2D), "fsc" (3D), or "soap" (needs the package dscribe).
     n_rotations : rotations tried before refinement (default: 72 in the plane, 2,000 in space).
     resolution : "frc" and "fsc" average up to this fraction of the Nyquist frequency.
-    stretch_to : None, or what the affinity of the least alike pair shall become: distances 1 − A are stretched in proportion.
+    stretch_to : None, or what the affinity of the least alike pair shall become: distances 1 − A are stretched in
+        proportion.
     options : for "soap": r_cut, n_max, l_max, threshold (see `soap_affinity`).
 
     Returns
@@ -77,36 +125,62 @@ def affinity_matrix(references, names=None, method: str = "ncc", *, n_rotations=
 
     Raises
     ------
-    ValueError for references without names, of the wrong rank, empty (constant), or an unknown method; ImportError if "soap" lacks dscribe.
+    ValueError for references without names, of the wrong rank, empty (constant), or an unknown method; ImportError if
+    "soap" lacks dscribe.
     """
-    if hasattr(references, "class_names"): references, names = references.images, references.labels if names is None else names
+    if hasattr(references, "class_names"):
+        references, names = references.images, references.labels if names is None else names
     names = [str(n) for n in names] if names is not None else None
-    if method not in ("ncc", "frc", "fsc", "soap"): raise ValueError(f"method: {method!r} came; expected 'ncc', 'frc', 'fsc' or 'soap'")
-    if names is None or len(names) != len(references): raise ValueError(f"names: {'none' if names is None else len(names)} came for {len(references)} references; expected a class name each")
-    if len(set(names)) < len(names): raise ValueError("names: a class came twice; expected one reference a class")
-    if method == "soap": A = soap_affinity(references, **options)
+    if method not in ("ncc", "frc", "fsc", "soap"):
+        raise ValueError(f"method: {method!r} came; expected 'ncc', 'frc', 'fsc' or 'soap'")
+    if names is None or len(names) != len(references):
+        raise ValueError(
+            f"names: {'none' if names is None else len(names)} came for {len(references)} references; expected a class"
+            " name each"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError("names: a class came twice; expected one reference a class")
+    if method == "soap":
+        A = soap_affinity(references, **options)
     else:
-        if options: raise ValueError(f"{', '.join(options)}: not an option of method={method!r}")
-        if not 0 < resolution <= 1: raise ValueError(f"resolution: {resolution} came; expected a fraction of the Nyquist frequency, more than 0, at most 1")
+        if options:
+            raise ValueError(f"{', '.join(options)}: not an option of method={method!r}")
+        if not 0 < resolution <= 1:
+            raise ValueError(
+                f"resolution: {resolution} came; expected a fraction of the Nyquist frequency, more than 0, at most 1"
+            )
         A = _image_affinity(_centred(references, method), method, n_rotations, resolution)
-    A = np.clip((A + A.T) / 2, -1, 1); np.fill_diagonal(A, 1)
+    A = np.clip((A + A.T) / 2, -1, 1)
+    np.fill_diagonal(A, 1)
     if stretch_to is not None:
-        if not -1 <= stretch_to < 1: raise ValueError(f"stretch_to: {stretch_to} came; expected at least -1 and less than 1")
+        if not -1 <= stretch_to < 1:
+            raise ValueError(f"stretch_to: {stretch_to} came; expected at least -1 and less than 1")
         A = 1 - (1 - A) * (1 - stretch_to) / (1 - A.min())
     return pd.DataFrame(A, index=names, columns=names)
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #6714d38f
 def _centred(references, method) -> np.ndarray:
-    "References (K, …) as floats (K, [D,] H, W), the lowest value 0, padded to a square, the centre of mass in the middle."
+    """References (K, …) as floats (K, [D,] H, W), the lowest value 0, padded to a square, the centre of mass in the
+    middle.
+    """
     from scipy import ndimage
     x = np.asarray(references, dtype=np.float32)
     if x.ndim in (4, 5) and x.shape[1] == 1: x = x[:, 0]
-    if x.ndim not in (3, 4): raise ValueError(f"references: an array of shape {np.shape(references)} came; expected (K, H, W), (K, 1, H, W) or (K, 1, D, H, W)")
+    if x.ndim not in (3, 4):
+        raise ValueError(
+            f"references: an array of shape {np.shape(references)} came; expected (K, H, W), (K, 1, H, W) or (K, 1, D,"
+            " H, W)"
+        )
     expected = {"frc": 3, "fsc": 4}.get(method, x.ndim)
-    if x.ndim != expected: raise ValueError(f"references: method={method!r} is for {'images' if expected == 3 else 'volumes'}; an array of shape {np.shape(references)} came")
+    if x.ndim != expected:
+        raise ValueError(
+            f"references: method={method!r} is for {'images' if expected == 3 else 'volumes'}; an array of shape"
+            f" {np.shape(references)} came"
+        )
     if not np.isfinite(x).all(): raise ValueError("references: NaN or infinite values came; expected finite numbers")
     low = x.min(tuple(range(1, x.ndim)), keepdims=True)
-    if (flat := np.ptp(x.reshape(len(x), -1), axis=1) == 0).any(): raise ValueError(f"references: number {int(flat.argmax())} is constant; expected something to compare")
+    if (flat := np.ptp(x.reshape(len(x), -1), axis=1) == 0).any():
+        raise ValueError(f"references: number {int(flat.argmax())} is constant; expected something to compare")
     x, side = x - low, max(x.shape[1:])
     x = np.pad(x, [(0, 0)] + [((side - s) // 2, side - s - (side - s) // 2) for s in x.shape[1:]])
     return np.stack([ndimage.shift(v, (side - 1) / 2 - np.array(ndimage.center_of_mass(v)), order=1) for v in x])
@@ -127,12 +201,15 @@ def _unit(x, mask):
 def _turn_by(vector):
     "Rotation vector (1 angle in the plane, 3 numbers in space), in radians → matrix."
     from scipy.spatial.transform import Rotation
-    if len(vector) == 1: return np.array([[np.cos(vector[0]), -np.sin(vector[0])], [np.sin(vector[0]), np.cos(vector[0])]])
+    if len(vector) == 1:
+        return np.array([[np.cos(vector[0]), -np.sin(vector[0])], [np.sin(vector[0]), np.cos(vector[0])]])
     return Rotation.from_rotvec(vector).as_matrix()
 
 
 def _rotation_grid(n: int, n_axes: int) -> np.ndarray:
-    "About `n` evenly spread rotations: equal angles in the plane; in space a spiral on the sphere of quaternions (Alexa 2022, super-Fibonacci)."
+    """About `n` evenly spread rotations: equal angles in the plane; in space a spiral on the sphere of quaternions
+    (Alexa 2022, super-Fibonacci).
+    """
     if n_axes == 2: return np.stack([_turn_by([t]) for t in 2 * np.pi * np.arange(n) / n])
     from scipy.spatial.transform import Rotation
     s = np.arange(n) + 0.5
@@ -144,26 +221,39 @@ def _rotation_grid(n: int, n_axes: int) -> np.ndarray:
 def _image_affinity(x, method, n_rotations, resolution, n_refined=3) -> np.ndarray:
     import torch
     from scipy import ndimage, optimize
+
     from cellinterp.training.augment import turned
     K, side, k = len(x), x.shape[1], x.ndim - 1
     rotations = _rotation_grid(n_rotations or (72 if k == 2 else 2000), k)
-    tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32)
-    step = max(1, side // (32 if k == 2 else 16))                                          # the grid is searched on smaller copies
+    def tensor(a):
+        return torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32)
+    # the grid is searched on smaller copies
+    step = max(1, side // (32 if k == 2 else 16))
     small = np.stack([ndimage.gaussian_filter(v, 0.5 * step) for v in x])
     small = tensor(small[(slice(None), *[slice((side - 1) % step // 2, None, step)] * k)])[:, None]
     mask = _ball(small.shape[-1], k)
-    flat, best = _unit(small, mask), np.empty((len(rotations), K, K), dtype=np.float32)    # best: of every rotation of a with b
+    # best: of every rotation of a with b
+    flat, best = _unit(small, mask), np.empty((len(rotations), K, K), dtype=np.float32)
     for m, R in enumerate(rotations): best[m] = _unit(turned(small, tensor(R).expand(K, k, k), "zeros"), mask) @ flat.T
     full, mask, A = tensor(x)[:, None], _ball(side, k), np.eye(K)
     unit = _unit(full, mask)
     spacing = 2 * np.pi / len(rotations) if k == 2 else 2 * (3 * np.pi**2 / len(rotations)) ** (1 / 3) / 2
     for a in range(K):
         for b in range(a):
-            def score(v, R0): return -float(_unit(turned(full[a:a + 1], tensor(_turn_by(v) @ R0)[None], "zeros"), mask)[0] @ unit[b])
+            def score(v, R0):
+                return -float(
+                    _unit(turned(full[a : a + 1], tensor(_turn_by(v) @ R0)[None], "zeros"), mask)[0] @ unit[b]
+                )
             found = []
             for m in np.argsort(best[:, a, b])[::-1][:n_refined]:
                 start = np.vstack([np.zeros(1 if k == 2 else 3), spacing * np.eye(1 if k == 2 else 3)])
-                out = optimize.minimize(score, start[0], (rotations[m],), method="Nelder-Mead", options=dict(initial_simplex=start, maxfev=25 if k == 2 else 60, xatol=1e-3))
+                out = optimize.minimize(
+                    score,
+                    start[0],
+                    (rotations[m],),
+                    method="Nelder-Mead",
+                    options=dict(initial_simplex=start, maxfev=25 if k == 2 else 60, xatol=1e-3),
+                )
                 found.append((out.fun, m, out.x))
             value, m, v = min(found, key=lambda f: f[0])
             if method != "ncc":
@@ -174,30 +264,39 @@ def _image_affinity(x, method, n_rotations, resolution, n_refined=3) -> np.ndarr
 
 
 def fourier_correlation(a, b, resolution: float = 0.5) -> float:
-    "Mean over rings (2D) or shells (3D), one frequency step thick, from 1 to `resolution` times Nyquist, of the Fourier correlation of two arrays of one cubic shape."
+    """Mean over rings (2D) or shells (3D), one frequency step thick, from 1 to `resolution` times Nyquist, of the
+    Fourier correlation of two arrays of one cubic shape.
+    """
     F, G = np.fft.fftn(a - a.mean()), np.fft.fftn(b - b.mean())
     frequency = np.fft.fftfreq(a.shape[0], 1 / a.shape[0])
     ring = np.rint(np.sqrt(sum(f**2 for f in np.meshgrid(*[frequency] * a.ndim, indexing="ij")))).astype(int).ravel()
-    total = lambda v: np.bincount(ring, v.ravel())[1:max(1, int(resolution * a.shape[0] / 2)) + 1]
+    def total(v):
+        return np.bincount(ring, v.ravel())[1:max(1, int(resolution * a.shape[0] / 2)) + 1]
     norm = np.sqrt(total(np.abs(F)**2) * total(np.abs(G)**2))
     return float((total((F * G.conj()).real) / np.where(norm > 0, norm, 1)).mean())
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #f838bbb4
-def soap_affinity(references, r_cut: float = 64.0, n_max: int = 8, l_max: int = 6, threshold: float = 0.5) -> np.ndarray:
-    """Affinity (K, K) by SOAP descriptors and the REMatch kernel (linear, α = 1, threshold 1e-6), as for the paper's glyphs.
+def soap_affinity(
+    references, r_cut: float = 64.0, n_max: int = 8, l_max: int = 6, threshold: float = 0.5
+) -> np.ndarray:
+    """Affinity (K, K) by SOAP descriptors and the REMatch kernel (linear, α = 1, threshold 1e-6), as for the paper's
+    glyphs.
 
-    references : images or volumes (pixels above `threshold` of their range count as atoms), or a list of coordinates (n, 3). r_cut : in pixels, or the coordinates' unit.
+    references : images or volumes (pixels above `threshold` of their range count as atoms), or a list of coordinates
+        (n, 3). r_cut : in pixels, or the coordinates' unit.
     Raises ImportError with what to install if dscribe is missing, ValueError for a reference without atoms.
     """
     try:
         from ase import Atoms
         from dscribe.descriptors import SOAP
         from dscribe.kernels import REMatchKernel
-    except ImportError as error: raise ImportError('affinity_matrix(method="soap") needs the package dscribe: pip install dscribe') from error
+    except ImportError as error:
+        raise ImportError('affinity_matrix(method="soap") needs the package dscribe: pip install dscribe') from error
     soap, features = SOAP(species=["H"], r_cut=r_cut, n_max=n_max, l_max=l_max, periodic=False), []
     for i, reference in enumerate(references):
         points = _points(np.asarray(reference, dtype=float), threshold)
-        if len(points) == 0: raise ValueError(f"references: number {i} has no atoms")
+        if len(points) == 0:
+            raise ValueError(f"references: number {i} has no atoms")
         f = soap.create(Atoms("H" * len(points), positions=points), centers=[points.mean(0)])
         features.append(f / np.linalg.norm(f, axis=1, keepdims=True))
     return spread_similarity(REMatchKernel(metric="linear", alpha=1, threshold=1e-6).create(features))
@@ -207,7 +306,10 @@ def _points(x, threshold) -> np.ndarray:
     "Coordinates (n, 3) as they are; of an image or volume the pixels above `threshold` of its range, as (x, y, z)."
     if x.ndim == 2 and x.shape[1] == 3: return x
     x = x[0] if x.ndim > 2 and x.shape[0] == 1 else x
-    if x.ndim not in (2, 3): raise ValueError(f"references: an array of shape {x.shape} came; expected coordinates (n, 3), an image or a volume")
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"references: an array of shape {x.shape} came; expected coordinates (n, 3), an image or a volume"
+        )
     bright = np.argwhere(x > x.min() + threshold * np.ptp(x))[:, ::-1].astype(float)
     return np.pad(bright, [(0, 0), (0, 3 - x.ndim)])
 
@@ -219,7 +321,8 @@ def spread_similarity(s) -> np.ndarray:
 
 # %% ../../nbs/factors/affinity_matrices.ipynb #d4f21c99
 def affinity_map(affinity, cluster: bool = True, values=None, title: str = ""):
-    """A heat map of an affinity matrix in the order of its clusters, with the tree above it. Returns a matplotlib Figure.
+    """A heat map of an affinity matrix in the order of its clusters, with the tree above it. Returns a matplotlib
+    Figure.
 
     cluster : False keeps the order given. values : write the numbers into the cells (default: up to 12 classes).
     """
@@ -229,19 +332,37 @@ def affinity_map(affinity, cluster: bool = True, values=None, title: str = ""):
     A = check_affinity(affinity, tolerance=1e-4)
     cluster = cluster and len(A) > 2
     side = max(2.6, min(8, 0.34 * len(A) + 1.2))
-    fig, axes = plt.subplots(2 if cluster else 1, 1, figsize=(side + .6, side + (.7 if cluster else 0)), squeeze=False, constrained_layout=True,
-                             gridspec_kw=dict(height_ratios=[.16, 1] if cluster else [1]))
+    fig, axes = plt.subplots(
+        2 if cluster else 1,
+        1,
+        figsize=(side + 0.6, side + (0.7 if cluster else 0)),
+        squeeze=False,
+        constrained_layout=True,
+        gridspec_kw=dict(height_ratios=[0.16, 1] if cluster else [1]),
+    )
     if cluster:
         distance = squareform(1 - A.to_numpy(), checks=False)
         tree = hierarchy.linkage(distance, "average", optimal_ordering=True)
-        order = hierarchy.leaves_list(tree); A = A.iloc[order, order]
+        order = hierarchy.leaves_list(tree)
+        A = A.iloc[order, order]
         hierarchy.dendrogram(tree, ax=axes[0, 0], no_labels=True, color_threshold=0, above_threshold_color="0.4")
         axes[0, 0].axis("off")
     ax = axes[-1, 0]
     image = ax.imshow(A, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
-    ax.set_xticks(range(len(A)), A.columns, rotation=90 if max(map(len, A.columns)) > 2 else 0, fontsize=8); ax.set_yticks(range(len(A)), A.index, fontsize=8)
+    ax.set_xticks(range(len(A)), A.columns, rotation=90 if max(map(len, A.columns)) > 2 else 0, fontsize=8)
+    ax.set_yticks(range(len(A)), A.index, fontsize=8)
     if values or (values is None and len(A) <= 12):
         for i in range(len(A)):
-            for j in range(len(A)): ax.text(j, i, f"{A.iloc[i, j]:.1f}".replace("-", "−"), ha="center", va="center", fontsize=6, color="w" if abs(A.iloc[i, j]) > .6 else "k")
-    fig.colorbar(image, ax=ax, shrink=.8, label="affinity"); fig.suptitle(title, fontsize=9)
+            for j in range(len(A)):
+                ax.text(
+                    j,
+                    i,
+                    f"{A.iloc[i, j]:.1f}".replace("-", "−"),
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="w" if abs(A.iloc[i, j]) > 0.6 else "k",
+                )
+    fig.colorbar(image, ax=ax, shrink=0.8, label="affinity")
+    fig.suptitle(title, fontsize=9)
     return fig

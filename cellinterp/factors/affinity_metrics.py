@@ -4,9 +4,18 @@
 
 # %% ../../nbs/factors/affinity_metrics.ipynb #09b2d603
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
-from .pose import as_rotations, calibration_half, geodesic_angle, point_group, pose_error, random_rotations
+
+from cellinterp.factors.pose import (
+    as_rotations,
+    calibration_half,
+    geodesic_angle,
+    point_group,
+    pose_error,
+    random_rotations,
+)
 
 # %% auto #0
 __all__ = ['class_scores', 'class_similarity', 'cluster_scores', 'affinity_agreement', 'rotation_invariance', 'turned_images',
@@ -30,7 +39,8 @@ def _logistic(X, y, T, t):
 
 
 def class_scores(factors, labels, train, n_neighbors: int = 5, seed=0) -> dict:
-    """knn_seen, logistic_seen, knn_unseen, logistic_unseen, knn_unseen_among_all: accuracies as told above; NaN with fewer than two unseen classes.
+    """knn_seen, logistic_seen, knn_unseen, logistic_unseen, knn_unseen_among_all: accuracies as told above; NaN with
+    fewer than two unseen classes.
 
     train : mask (N,) of the rows that the model was trained on; a class without a row in it is unseen."""
     factors, labels, train = _checked(factors, labels, train)
@@ -39,18 +49,27 @@ def class_scores(factors, labels, train, n_neighbors: int = 5, seed=0) -> dict:
     half = fresh & calibration_half(labels, seed)
     rest = fresh & ~half
     both = train | half
-    return dict(knn_seen=_vote(factors[train], labels[train], factors[test], labels[test], n_neighbors), logistic_seen=_logistic(factors[train], labels[train], factors[test], labels[test]),
-                knn_unseen=_vote(factors[half], labels[half], factors[rest], labels[rest], n_neighbors), logistic_unseen=_logistic(factors[half], labels[half], factors[rest], labels[rest]),
-                knn_unseen_among_all=_vote(factors[both], labels[both], factors[rest], labels[rest], n_neighbors))
+    return dict(
+        knn_seen=_vote(factors[train], labels[train], factors[test], labels[test], n_neighbors),
+        logistic_seen=_logistic(factors[train], labels[train], factors[test], labels[test]),
+        knn_unseen=_vote(factors[half], labels[half], factors[rest], labels[rest], n_neighbors),
+        logistic_unseen=_logistic(factors[half], labels[half], factors[rest], labels[rest]),
+        knn_unseen_among_all=_vote(factors[both], labels[both], factors[rest], labels[rest], n_neighbors),
+    )
 
 
 def _checked(factors, labels, train):
     factors, labels, train = np.asarray(factors, dtype=float), np.asarray(labels, dtype=str), np.asarray(train)
     if factors.ndim != 2: raise ValueError(f"factors: the shape {factors.shape} came; expected (N, d)")
     if not np.isfinite(factors).all(): raise ValueError("factors: NaN or infinite values came")
-    if labels.shape != (len(factors),) or train.shape != (len(factors),): raise ValueError(f"labels, train: the shapes {labels.shape} and {train.shape} came; expected ({len(factors)},) each")
-    if train.dtype != bool: raise ValueError(f"train: dtype {train.dtype} came; expected a mask of True and False, a row an image")
-    if (labels == "").any(): raise ValueError("labels: some are missing (\"\"); scores need the truth of every image given")
+    if labels.shape != (len(factors),) or train.shape != (len(factors),):
+        raise ValueError(
+            f"labels, train: the shapes {labels.shape} and {train.shape} came; expected ({len(factors)},) each"
+        )
+    if train.dtype != bool:
+        raise ValueError(f"train: dtype {train.dtype} came; expected a mask of True and False, a row an image")
+    if (labels == "").any():
+        raise ValueError('labels: some are missing (""); scores need the truth of every image given')
     if not train.any(): raise ValueError("train: no row is marked; expected the rows that the model was trained on")
     return factors, labels, train
 
@@ -59,14 +78,17 @@ def _unit(X): return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e
 
 
 def class_similarity(factors, labels, classes=None) -> pd.DataFrame:
-    "Mean cosine between the images of each two classes, (K, K); the diagonal is the mean over different images of one class."
+    """Mean cosine between the images of each two classes, (K, K); the diagonal is the mean over different images of one
+    class.
+    """
     factors, labels = _unit(np.asarray(factors, dtype=float)), np.asarray(labels, dtype=str)
     classes = list(np.unique(labels)) if classes is None else [str(c) for c in classes]
     counts = np.array([(labels == c).sum() for c in classes])
     if (counts == 0).any(): raise ValueError(f"classes: {classes[int(np.argmin(counts))]!r} came, which has no image")
     sums = np.stack([factors[labels == c].sum(0) for c in classes])                     # (K, d)
     S = sums @ sums.T / np.outer(counts, counts)
-    own = (np.square(sums).sum(1) - counts) / np.maximum(counts * (counts - 1), 1)         # without each image's 1 with itself
+    # without each image's 1 with itself
+    own = (np.square(sums).sum(1) - counts) / np.maximum(counts * (counts - 1), 1)
     S[np.diag_indices(len(S))] = np.where(counts > 1, own, 1)
     return pd.DataFrame(S, index=classes, columns=classes)
 
@@ -79,40 +101,66 @@ def cluster_scores(factors, labels, seed=0) -> dict:
     K = len(np.unique(labels))
     if not 2 <= K < len(X): return dict(silhouette=np.nan, ari=np.nan, nmi=np.nan)
     found = KMeans(K, n_init=5, random_state=seed).fit_predict(X)
-    return dict(silhouette=float(silhouette_score(X, labels, metric="cosine", sample_size=min(len(X), 3000), random_state=seed)),
-                ari=float(adjusted_rand_score(labels, found)), nmi=float(normalized_mutual_info_score(labels, found)))
+    return dict(
+        silhouette=float(
+            silhouette_score(X, labels, metric="cosine", sample_size=min(len(X), 3000), random_state=seed)
+        ),
+        ari=float(adjusted_rand_score(labels, found)),
+        nmi=float(normalized_mutual_info_score(labels, found)),
+    )
 
 
 def affinity_agreement(factors, labels, affinity: pd.DataFrame, unseen=()) -> dict:
-    "affinity_spearman over all pairs of classes, affinity_spearman_unseen over those with an unseen class; NaN for fewer than three pairs."
+    """affinity_spearman over all pairs of classes, affinity_spearman_unseen over those with an unseen class; NaN for
+    fewer than three pairs.
+    """
     from scipy.stats import spearmanr
     classes = [c for c in np.unique(np.asarray(labels, dtype=str)) if c in affinity.index]
     S, A = class_similarity(factors, labels, classes).to_numpy(), affinity.loc[classes, classes].to_numpy()
     i, j = np.triu_indices(len(classes), 1)
     fresh = np.isin(classes, list(unseen))
-    def rank(pairs): return float(spearmanr(S[i, j][pairs], A[i, j][pairs]).statistic) if pairs.sum() > 2 and np.ptp(A[i, j][pairs]) > 0 else np.nan
+    def rank(pairs):
+        return (
+            float(spearmanr(S[i, j][pairs], A[i, j][pairs]).statistic)
+            if pairs.sum() > 2 and np.ptp(A[i, j][pairs]) > 0
+            else np.nan
+        )
     return dict(affinity_spearman=rank(np.ones(len(i), dtype=bool)), affinity_spearman_unseen=rank(fresh[i] | fresh[j]))
 
 # %% ../../nbs/factors/affinity_metrics.ipynb #46a88d92
 def rotation_invariance(factors, turned_factors) -> float:
-    "Mean distance of images from their turned selves over the mean distance between images; both (N, d), row by row the same image."
+    """Mean distance of images from their turned selves over the mean distance between images; both (N, d), row by row
+    the same image.
+    """
     a, b = np.asarray(factors, dtype=float), np.asarray(turned_factors, dtype=float)
-    if a.shape != b.shape or a.ndim != 2: raise ValueError(f"turned_factors: the shape {b.shape} came for factors of shape {a.shape}; expected the same (N, d)")
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(
+            f"turned_factors: the shape {b.shape} came for factors of shape {a.shape}; expected the same (N, d)"
+        )
     norm = np.square(a).sum(1)
     between = np.sqrt(np.clip(norm[:, None] + norm - 2 * a @ a.T, 0, None)).sum() / (len(a) * (len(a) - 1))
     return float(np.linalg.norm(a - b, axis=1).mean() / max(between, 1e-12))
 
 
 def turned_images(images, seed=0):
-    "Each image or volume turned by a random rotation about its middle (linear interpolation, mirrored beyond the edge): (N, C, …), and the rotations (N, 3, 3)."
+    """Each image or volume turned by a random rotation about its middle (linear interpolation, mirrored beyond the
+    edge): (N, C, …), and the rotations (N, 3, 3).
+    """
     import torch
+
     from cellinterp.training.augment import turned
     images, n_axes, random = np.asarray(images), np.ndim(images) - 2, np.random.default_rng(seed)
     if n_axes == 2:
         t = random.uniform(0, 2 * np.pi, len(images))
         R = as_rotations(np.stack([np.cos(t), np.sin(t)], 1))
     else: R = random_rotations(len(images), random)
-    parts = [turned(torch.from_numpy(images[k:k + 64].astype(np.float32)), torch.from_numpy(R[k:k + 64, :n_axes, :n_axes].astype(np.float32))).numpy() for k in range(0, len(images), 64)]
+    parts = [
+        turned(
+            torch.from_numpy(images[k : k + 64].astype(np.float32)),
+            torch.from_numpy(R[k : k + 64, :n_axes, :n_axes].astype(np.float32)),
+        ).numpy()
+        for k in range(0, len(images), 64)
+    ]
     return np.concatenate(parts), R
 
 # %% ../../nbs/factors/affinity_metrics.ipynb #d16fea8b
@@ -125,7 +173,9 @@ def _group(value) -> np.ndarray:
 
 
 def pose_target(truth, group="C1", n_axes: int = 3) -> np.ndarray:
-    "What a pose should tell, smooth and the same for poses that look alike: rotations (N, 3, 3) → (N, m). n_axes=2: rotations about z."
+    """What a pose should tell, smooth and the same for poses that look alike: rotations (N, 3, 3) → (N, m). n_axes=2:
+    rotations about z.
+    """
     truth, group = np.asarray(truth, dtype=float), _group(group)
     if n_axes == 2:
         angle = len(group) * np.arctan2(truth[:, 1, 0], truth[:, 0, 0])
@@ -135,16 +185,19 @@ def pose_target(truth, group="C1", n_axes: int = 3) -> np.ndarray:
 
 
 def smooth_r2(X, Y, fit, seed=0, n_most: int = 400) -> tuple[float, float]:
-    """Kernel ridge regression of Y (N, m) from X (N, p), fitted on the mask `fit`: the sums (residual, total) of squares over the other rows.
+    """Kernel ridge regression of Y (N, m) from X (N, p), fitted on the mask `fit`: the sums (residual, total) of
+    squares over the other rows.
 
-    Gaussian kernel on standardised X; its width (of ½, 1, 2, 4 median distances) and the ridge are chosen by leave-one-out on the fitted rows (at most `n_most`)."""
+    Gaussian kernel on standardised X; its width (of ½, 1, 2, 4 median distances) and the ridge are chosen by
+    leave-one-out on the fitted rows (at most `n_most`)."""
     X, Y, fit = np.asarray(X, dtype=float), np.asarray(Y, dtype=float), np.asarray(fit, dtype=bool)
     rows = np.flatnonzero(fit)
     if len(rows) > n_most: rows = np.random.default_rng(seed).permutation(rows)[:n_most]
     centre, spread = X[rows].mean(0), X[rows].std(0)
     X = (X - centre) / np.where(spread > 1e-9, spread, 1)
     middle = Y[rows].mean(0)
-    distance = lambda a, b: np.clip(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0, None)
+    def distance(a, b):
+        return np.clip(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0, None)
     D, T = distance(X[rows], X[rows]), distance(X[~fit], X[rows])
     scale, best = np.median(D[np.triu_indices(len(rows), 1)]) if len(rows) > 1 else 1, (np.inf, None, None)
     for width in (.5, 1, 2, 4):
@@ -153,7 +206,8 @@ def smooth_r2(X, Y, fit, seed=0, n_most: int = 400) -> tuple[float, float]:
         projected = vectors.T @ (Y[rows] - middle)
         for ridge in np.geomspace(1e-4, 1e4, 9) * len(rows) / 100:
             weights = vectors @ (projected / (values + ridge)[:, None])                  # dual coefficients
-            leave = np.square(weights / (np.square(vectors) / (values + ridge)).sum(1)[:, None]).sum()     # exact leave-one-out residuals
+            # exact leave-one-out residuals
+            leave = np.square(weights / (np.square(vectors) / (values + ridge)).sum(1)[:, None]).sum()
             if leave < best[0]: best = (leave, width, weights)
     predicted = middle + np.exp(-T / (2 * best[1]**2 * max(scale, 1e-12))) @ best[2]
     return float(np.square(Y[~fit] - predicted).sum()), float(np.square(Y[~fit] - middle).sum())
@@ -162,11 +216,13 @@ def smooth_r2(X, Y, fit, seed=0, n_most: int = 400) -> tuple[float, float]:
 def pose_r2(X, truth, labels, symmetry=None, seed=0, n_axes: int | None = None) -> float:
     """Circular R² of the true rotation from X, class by class (see above): 1 = X tells the pose, 0 = it does not.
 
-    X : (N, p) the pose, or the content for leakage. truth : (N,) degrees, or (N, 3, 3). symmetry : {class: point group, or n for n-fold}; a class not in it has none."""
+    X : (N, p) the pose, or the content for leakage. truth : (N,) degrees, or (N, 3, 3). symmetry : {class: point group,
+        or n for n-fold}; a class not in it has none."""
     n_axes = (2 if np.ndim(truth) == 1 else 3) if n_axes is None else n_axes
     X, truth, labels = np.asarray(X, dtype=float), as_rotations(truth, "truth"), np.asarray(labels, dtype=str)
     X = X[:, None] if X.ndim == 1 else X.reshape(len(X), -1)
-    if not len(X) == len(truth) == len(labels): raise ValueError(f"X, truth, labels: {len(X)}, {len(truth)} and {len(labels)} came; expected one length")
+    if not len(X) == len(truth) == len(labels):
+        raise ValueError(f"X, truth, labels: {len(X)}, {len(truth)} and {len(labels)} came; expected one length")
     residual = total = 0.0
     half = calibration_half(labels, seed)
     for name in np.unique(labels):
@@ -180,19 +236,23 @@ def pose_r2(X, truth, labels, symmetry=None, seed=0, n_axes: int | None = None) 
 class KnownRegions:
     """Where the known classes live in factor space.
 
-    fit(factors, labels) learns a mean a class and one covariance; `novelty(factors)` (N,) is larger the farther from all of them; `predict(factors)` names the nearest class, and "" above `threshold_`.
-    keep : the share of training images below the threshold. Attributes: classes_, means_ (K, d), precision_ (d, d), threshold_."""
+    fit(factors, labels) learns a mean a class and one covariance; `novelty(factors)` (N,) is larger the farther from
+    all of them; `predict(factors)` names the nearest class, and "" above `threshold_`.
+    keep : the share of training images below the threshold. Attributes: classes_, means_ (K, d), precision_ (d, d),
+        threshold_."""
 
     def __init__(self, keep: float = 0.95): self.keep = keep
 
     def fit(self, factors, labels):
         from sklearn.covariance import LedoitWolf
         factors, labels = np.asarray(factors, dtype=float), np.asarray(labels, dtype=str)
-        if not 0 < self.keep <= 1: raise ValueError(f"keep: {self.keep} came; expected a share, more than 0 and at most 1")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep: {self.keep} came; expected a share, more than 0 and at most 1")
         self.classes_ = np.unique(labels)
         self.means_ = np.stack([factors[labels == c].mean(0) for c in self.classes_])
         within = factors - self.means_[np.searchsorted(self.classes_, labels)]
-        scale = np.maximum(within.std(0), 1e-9)                                          # the shrinkage target is a multiple of 1
+        # the shrinkage target is a multiple of 1
+        scale = np.maximum(within.std(0), 1e-9)
         self.precision_ = LedoitWolf(assume_centered=True).fit(within / scale).precision_ / np.outer(scale, scale)
         self.threshold_ = float(np.quantile(self.novelty(factors), self.keep))
         return self
@@ -209,32 +269,51 @@ class KnownRegions:
 
 
 def novelty_scores(factors, labels, train) -> dict:
-    "novelty_auroc of held-out images, unseen classes against seen; unseen_rejected: the share of them above the threshold that keeps 95 % of the training images."
+    """novelty_auroc of held-out images, unseen classes against seen; unseen_rejected: the share of them above the
+    threshold that keeps 95 % of the training images.
+    """
     from sklearn.metrics import roc_auc_score
     factors, labels, train = _checked(factors, labels, train)
-    fresh = ~np.isin(labels, np.unique(labels[train])); known = ~train & ~fresh
+    fresh = ~np.isin(labels, np.unique(labels[train]))
+    known = ~train & ~fresh
     if not fresh.any() or not known.any(): return dict(novelty_auroc=np.nan, unseen_rejected=np.nan)
     regions = KnownRegions().fit(factors[train], labels[train])
     score = regions.novelty(factors)
-    return dict(novelty_auroc=float(roc_auc_score(np.r_[np.ones(fresh.sum()), np.zeros(known.sum())], np.r_[score[fresh], score[known]])), unseen_rejected=float((score[fresh] > regions.threshold_).mean()))
+    return dict(
+        novelty_auroc=float(
+            roc_auc_score(np.r_[np.ones(fresh.sum()), np.zeros(known.sum())], np.r_[score[fresh], score[known]])
+        ),
+        unseen_rejected=float((score[fresh] > regions.threshold_).mean()),
+    )
 
 
 def rejection_curve(factors, labels, train, n: int = 41) -> pd.DataFrame:
-    "A row a threshold: `kept` share of held-out known images, `rejected` share of unseen ones, `accuracy` of the nearest region among the known ones kept."
+    """A row a threshold: `kept` share of held-out known images, `rejected` share of unseen ones, `accuracy` of the
+    nearest region among the known ones kept.
+    """
     factors, labels, train = _checked(factors, labels, train)
-    fresh = ~np.isin(labels, np.unique(labels[train])); known = ~train & ~fresh
+    fresh = ~np.isin(labels, np.unique(labels[train]))
+    known = ~train & ~fresh
     if not known.any(): raise ValueError("train: no held-out image of a known class; expected some rows outside it")
     regions = KnownRegions(keep=1.0).fit(factors[train], labels[train])
     score, right = regions.novelty(factors), regions.classes_[regions._distances(factors).argmin(1)] == labels
     rows = []
     for threshold in np.quantile(score[known], np.linspace(0, 1, n)[1:]):
         keep = known & (score <= threshold)
-        rows.append(dict(threshold=threshold, kept=keep.sum() / known.sum(), rejected=(score[fresh] > threshold).mean() if fresh.any() else np.nan, accuracy=right[keep].mean()))
+        rows.append(
+            dict(
+                threshold=threshold,
+                kept=keep.sum() / known.sum(),
+                rejected=(score[fresh] > threshold).mean() if fresh.any() else np.nan,
+                accuracy=right[keep].mean(),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/factors/affinity_metrics.ipynb #30e71e43
 def pose_scores(pose, truth, labels, symmetry=None, seed=0, n_axes=None) -> dict:
-    """pose_r2, and where the pose is a rotation pose_error_deg (median), pose_error_mean_deg, pose_chance_deg, pose_within_30 (share of errors below 30°).
+    """pose_r2, and where the pose is a rotation pose_error_deg (median), pose_error_mean_deg, pose_chance_deg,
+    pose_within_30 (share of errors below 30°).
 
     pose : as a model gives it: (N, 2) cos, sin; (N, 6); (N, 1) an angle in radians; other widths get R² only."""
     pose, labels = np.asarray(pose, dtype=float), np.asarray(labels, dtype=str)
@@ -247,28 +326,57 @@ def pose_scores(pose, truth, labels, symmetry=None, seed=0, n_axes=None) -> dict
     enough = np.array([counts[l] >= 4 for l in labels])
     if not enough.any(): return out
     groups = {c: g for c, g in groups.items() if counts[c] >= 4}
-    error = lambda p: (lambda e: e[np.isfinite(e)])(pose_error(p[enough], as_rotations(truth)[enough], labels[enough], groups, seed=seed))
+    def error(p):
+        return (lambda e: e[np.isfinite(e)])(
+            pose_error(p[enough], as_rotations(truth)[enough], labels[enough], groups, seed=seed)
+        )
     shuffled, random = told.copy(), np.random.default_rng(seed)
-    for c in counts: rows = np.flatnonzero(labels == c); shuffled[rows] = told[random.permutation(rows)]
+    for c in counts:
+        rows = np.flatnonzero(labels == c)
+        shuffled[rows] = told[random.permutation(rows)]
     e = error(told)
-    return out | dict(pose_error_deg=float(np.median(e)), pose_error_mean_deg=float(e.mean()), pose_within_30=float((e < 30).mean()), pose_chance_deg=float(np.median(error(shuffled))))
+    return out | dict(
+        pose_error_deg=float(np.median(e)),
+        pose_error_mean_deg=float(e.mean()),
+        pose_within_30=float((e < 30).mean()),
+        pose_chance_deg=float(np.median(error(shuffled))),
+    )
 
 
-def affinity_report(factors, labels, train, *, pose=None, truth=None, affinity=None, symmetry=None, turned_factors=None, n_neighbors: int = 5, seed=0) -> dict:
+def affinity_report(
+    factors,
+    labels,
+    train,
+    *,
+    pose=None,
+    truth=None,
+    affinity=None,
+    symmetry=None,
+    turned_factors=None,
+    n_neighbors: int = 5,
+    seed=0,
+) -> dict:
     """Every score of this page, on images that the model was not trained on.
 
-    factors : (N, d) content of all images, trained on or not. labels : (N,) true classes. train : mask (N,) of the rows that the model was trained on
+    factors : (N, d) content of all images, trained on or not. labels : (N,) true classes. train : mask (N,) of the rows
+        that the model was trained on
     pose : (N, p), or None. truth : (N,) true angles in degrees, or (N, 3, 3) true rotations, or None
-    affinity : DataFrame over classes, or None. symmetry : {class: point group, or n}. turned_factors : (N, d) of `turned_images`, or None (rows of NaN are left out)
+    affinity : DataFrame over classes, or None. symmetry : {class: point group, or n}. turned_factors : (N, d) of
+        `turned_images`, or None (rows of NaN are left out)
 
     Returns {metric: number}; what cannot be known is left out or NaN."""
     factors, labels, train = _checked(factors, labels, train)
     unseen = sorted(set(labels) - set(labels[train]))
     test, fresh = ~train & ~np.isin(labels, unseen), np.isin(labels, unseen)
-    out = class_scores(factors, labels, train, n_neighbors, seed) | cluster_scores(factors[~train], labels[~train], seed)
-    out |= {f"{k}_seen": v for k, v in cluster_scores(factors[test], labels[test], seed).items()} | {f"{k}_unseen": v for k, v in cluster_scores(factors[fresh], labels[fresh], seed).items()}
+    out = class_scores(factors, labels, train, n_neighbors, seed) | cluster_scores(
+        factors[~train], labels[~train], seed
+    )
+    out |= {f"{k}_seen": v for k, v in cluster_scores(factors[test], labels[test], seed).items()} | {
+        f"{k}_unseen": v for k, v in cluster_scores(factors[fresh], labels[fresh], seed).items()
+    }
     out |= novelty_scores(factors, labels, train)
-    if affinity is not None: out |= affinity_agreement(factors[~train], labels[~train], affinity, unseen)
+    if affinity is not None:
+        out |= affinity_agreement(factors[~train], labels[~train], affinity, unseen)
     if turned_factors is not None:
         there = ~train & np.isfinite(turned_factors).all(1)
         out["rotation_invariance"] = rotation_invariance(factors[there], np.asarray(turned_factors)[there])
@@ -278,28 +386,61 @@ def affinity_report(factors, labels, train, *, pose=None, truth=None, affinity=N
     if pose is not None and np.shape(pose)[1]:
         pose = np.asarray(pose, dtype=float)
         out["leakage_class"] = _vote(pose[train], labels[train], pose[test], labels[test], n_neighbors)
-        out["leakage_class_chance"] = float(max((labels[test] == c).mean() for c in np.unique(labels[test]))) if test.any() else np.nan
+        out["leakage_class_chance"] = (
+            float(max((labels[test] == c).mean() for c in np.unique(labels[test]))) if test.any() else np.nan
+        )
         if truth is not None:
             out |= pose_scores(pose[test], truth[test], labels[test], symmetry, seed)
-            if fresh.any(): out |= {f"{k}_unseen": v for k, v in pose_scores(pose[fresh], truth[fresh], labels[fresh], symmetry, seed).items()}
+            if fresh.any():
+                out |= {
+                    f"{k}_unseen": v
+                    for k, v in pose_scores(pose[fresh], truth[fresh], labels[fresh], symmetry, seed).items()
+                }
     return {k: float(v) for k, v in out.items()}
 
 
-def evaluate(model, images, labels, train, *, truth=None, affinity=None, symmetry=None, n_turned: int = 400, seed=0) -> tuple[dict, np.ndarray, np.ndarray]:
-    """The report of a fitted model with `transform` and, where it has a pose, `pose(images)`: (scores, factors (N, d), pose (N, p)).
+def evaluate(
+    model, images, labels, train, *, truth=None, affinity=None, symmetry=None, n_turned: int = 400, seed=0
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """The report of a fitted model with `transform` and, where it has a pose, `pose(images)`: (scores, factors (N, d),
+    pose (N, p)).
 
     n_turned : how many of the held-out images are turned for the invariance."""
     factors = model.transform(images)
     pose = model.pose(images) if hasattr(model, "pose") else np.zeros((len(images), 0))
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(~np.asarray(train)))[:n_turned]
     turned_factors = np.full(factors.shape, np.nan)
-    if len(rows): turned_factors[rows] = model.transform(turned_images(np.asarray(images)[rows], seed)[0])
-    return affinity_report(factors, labels, train, pose=pose, truth=truth, affinity=affinity, symmetry=symmetry, turned_factors=turned_factors, seed=seed), factors, pose
+    if len(rows):
+        turned_factors[rows] = model.transform(turned_images(np.asarray(images)[rows], seed)[0])
+    return (
+        affinity_report(
+            factors,
+            labels,
+            train,
+            pose=pose,
+            truth=truth,
+            affinity=affinity,
+            symmetry=symmetry,
+            turned_factors=turned_factors,
+            seed=seed,
+        ),
+        factors,
+        pose,
+    )
 
 
 def pose_table(pose, truth, labels, symmetry=None, seed=0) -> pd.DataFrame:
     "A row a class: images, order of its symmetry, and its pose scores."
     labels = np.asarray(labels, dtype=str)
-    rows = [dict(**{"class": c}, images=int((labels == c).sum()), symmetry=len(_group((symmetry or {}).get(c, "C1"))), **pose_scores(np.asarray(pose)[labels == c], np.asarray(truth)[labels == c], labels[labels == c], symmetry, seed))
-            for c in np.unique(labels)]
+    rows = [
+        dict(
+            **{"class": c},
+            images=int((labels == c).sum()),
+            symmetry=len(_group((symmetry or {}).get(c, "C1"))),
+            **pose_scores(
+                np.asarray(pose)[labels == c], np.asarray(truth)[labels == c], labels[labels == c], symmetry, seed
+            )
+        )
+        for c in np.unique(labels)
+    ]
     return pd.DataFrame(rows)

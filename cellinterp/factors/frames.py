@@ -4,8 +4,10 @@
 
 # %% ../../nbs/factors/frames.ipynb #f115aa7d
 from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
+
 from .affinity import AffinityVAE, _Network, on_group
 
 # %% auto #0
@@ -14,10 +16,13 @@ __all__ = ['principal_frame', 'FramedAffinityVAE']
 # %% ../../nbs/factors/frames.ipynb #b5cd03b0
 @torch.no_grad()
 def principal_frame(x: torch.Tensor, width: float = 0.75, level: float = 0.2) -> torch.Tensor:
-    """Images (B, C, H, W) → (B, 2), volumes (B, C, D, H, W) → (B, 6): poses that turn with the image, from its skewed principal axes.
+    """Images (B, C, H, W) → (B, 2), volumes (B, C, D, H, W) → (B, 6): poses that turn with the image, from its skewed
+    principal axes.
 
-    width : standard deviation of the blur, in pixels after averaging down until the longest edge has at most 24 (48 in the plane).
-    level : what counts, as a share of the brightest point. Channels are added up; only what lies in the inscribed ball counts. No gradient."""
+    width : standard deviation of the blur, in pixels after averaging down until the longest edge has at most 24 (48 in
+        the plane).
+    level : what counts, as a share of the brightest point. Channels are added up; only what lies in the inscribed ball
+        counts. No gradient."""
     n_axes, b = x.ndim - 2, x.float().sum(1, keepdim=True)
     pool = -(-max(x.shape[2:]) // (24 if n_axes == 3 else 48))
     if pool > 1: b = (F.avg_pool2d if n_axes == 2 else F.avg_pool3d)(b, pool, ceil_mode=True, count_include_pad=False)
@@ -51,11 +56,26 @@ class _FramedNetwork(_Network):
 
 
 class FramedAffinityVAE(AffinityVAE):
-    """Affinity-VAE whose pose is the image's principal frame (`principal_frame`). Arguments and attributes are those of `AffinityVAE`; n_pose is 2 for images and 6 for volumes."""
+    """Affinity-VAE whose pose is the image's principal frame (`principal_frame`). Arguments and attributes are those of
+    `AffinityVAE`; n_pose is 2 for images and 6 for volumes.
+    """
 
     def _check_size(self, shape):
         super()._check_size(shape)
-        if self.n_pose_ != {2: 2, 3: 6}[len(shape) - 1]: raise ValueError(f"n_pose={self.n_pose!r} came; a frame has 2 numbers for images and 6 for volumes: n_pose='auto'")
+        if self.n_pose_ != {2: 2, 3: 6}[len(shape) - 1]:
+            raise ValueError(
+                f"n_pose={self.n_pose!r} came; a frame has 2 numbers for images and 6 for volumes: n_pose='auto'"
+            )
 
     def _build(self):
-        return _FramedNetwork(self.image_shape_, self.n_factors, self.n_pose_, self.decoder, self.depth, self.capacity, self.hidden, self.n_splats, self.refine)
+        return _FramedNetwork(
+            self.image_shape_,
+            self.n_factors,
+            self.n_pose_,
+            self.decoder,
+            self.depth,
+            self.capacity,
+            self.hidden,
+            self.n_splats,
+            self.refine,
+        )

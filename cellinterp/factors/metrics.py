@@ -4,7 +4,9 @@
 
 # %% ../../nbs/factors/metrics.ipynb #efe9b2c1
 from __future__ import annotations
+
 import warnings
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -26,7 +28,8 @@ def _pair(Z, V):
     if Z.ndim != 2: raise ValueError(f"Z must have the shape (N, d); got {Z.shape}")
     if len(Z) != len(V): raise ValueError(f"Z and V must have as many rows; got {len(Z)} and {len(V)}")
     if len(Z) < 20: raise ValueError(f"at least 20 rows are needed; got {len(Z)}")
-    if not np.isfinite(Z).all() or V.isna().any().any(): raise ValueError("Z and V must be finite: leave out rows whose factors are not known")
+    if not np.isfinite(Z).all() or V.isna().any().any():
+        raise ValueError("Z and V must be finite: leave out rows whose factors are not known")
     constant = [str(c) for c in V if V[c].nunique() < 2]
     if constant: raise ValueError(f"V: {', '.join(constant)} does not vary; leave it out")
     return Z[:, active(Z)], V, [not pd.api.types.is_numeric_dtype(V[c]) or pd.api.types.is_bool_dtype(V[c]) for c in V]
@@ -44,9 +47,12 @@ def mutual_information(Z, V, n_bins: int = 20):
     "I(z_j; v_k) in nats (d, K) and H(v_k) (K,), over the active columns of Z (N, d)."
     Z, V, _ = _pair(Z, V)
     code, truth = [in_bins(z, n_bins) for z in Z.T], [in_bins(V[c], n_bins) for c in V]
-    entropy = lambda counts: -(p := counts[counts > 0] / counts.sum()) @ np.log(p)
+    def entropy(counts):
+        return -(p := counts[counts > 0] / counts.sum()) @ np.log(p)
     H_code, H_truth = (np.array([entropy(np.bincount(b)) for b in bins]) for bins in (code, truth))
-    joint = np.array([[entropy(np.bincount(a * (b.max() + 1) + b)) for b in truth] for a in code]).reshape(len(code), len(truth))
+    joint = np.array([[entropy(np.bincount(a * (b.max() + 1) + b)) for b in truth] for a in code]).reshape(
+        len(code), len(truth)
+    )
     return (H_code[:, None] + H_truth - joint).clip(0), H_truth
 
 
@@ -95,7 +101,12 @@ def sap(Z, V, random_state=0) -> float:
         if is_class:
             share = pd.Series(v[b]).value_counts(normalize=True).max()
             scale = Z.std(0)
-            score = np.array([LogisticRegression().fit(Z[a, j:j + 1] / scale[j], v[a]).score(Z[b, j:j + 1] / scale[j], v[b]) for j in range(Z.shape[1])])
+            score = np.array(
+                [
+                    LogisticRegression().fit(Z[a, j : j + 1] / scale[j], v[a]).score(Z[b, j : j + 1] / scale[j], v[b])
+                    for j in range(Z.shape[1])
+                ]
+            )
             score = ((score - share) / max(1 - share, 1e-9)).clip(0)
         else:
             v = v.astype(float) - v.mean()
@@ -108,10 +119,18 @@ LEARNERS = ("forest", "lasso", "boosting")
 
 
 def importances(Z, V, learner: str = "forest", random_state=0):
-    "R (d, K) ≥ 0 over active columns, each factor's summing to 1, and the held-out score (K,): R² of a continuous factor, accuracy of a class."
-    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
+    """R (d, K) ≥ 0 over active columns, each factor's summing to 1, and the held-out score (K,): R² of a continuous
+    factor, accuracy of a class.
+    """
+    from sklearn.ensemble import (
+        GradientBoostingClassifier,
+        GradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    )
     from sklearn.linear_model import LassoCV, LogisticRegression
-    if learner not in LEARNERS: raise ValueError(f"learner must be one of {', '.join(map(repr, LEARNERS))}; got {learner!r}")
+    if learner not in LEARNERS:
+        raise ValueError(f"learner must be one of {', '.join(map(repr, LEARNERS))}; got {learner!r}")
     Z, V, classes = _pair(Z, V)
     Z = (Z - Z.mean(0)) / Z.std(0)
     a, b = _halves(len(Z), random_state)
@@ -120,12 +139,22 @@ def importances(Z, V, learner: str = "forest", random_state=0):
         if not Z.shape[1]: continue
         v = V[c].to_numpy()
         if learner == "forest":
-            model = (RandomForestClassifier if is_class else RandomForestRegressor)(40, min_samples_leaf=5, max_features=None, random_state=random_state)
+            model = (RandomForestClassifier if is_class else RandomForestRegressor)(
+                40, min_samples_leaf=5, max_features=None, random_state=random_state
+            )
         elif learner == "boosting":
-            model = (GradientBoostingClassifier if is_class else GradientBoostingRegressor)(n_estimators=60, subsample=.5, random_state=random_state)
-        else: model = LogisticRegression(C=.1, l1_ratio=1, solver="saga", max_iter=300) if is_class else LassoCV(cv=3, random_state=random_state)
+            model = (GradientBoostingClassifier if is_class else GradientBoostingRegressor)(
+                n_estimators=60, subsample=0.5, random_state=random_state
+            )
+        else:
+            model = (
+                LogisticRegression(C=0.1, l1_ratio=1, solver="saga", max_iter=300)
+                if is_class
+                else LassoCV(cv=3, random_state=random_state)
+            )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                                                # saga's convergence: importances need no fourth digit
+            # saga's convergence: importances need no fourth digit
+            warnings.simplefilter("ignore")
             model.fit(Z[a], v[a])
         weight = np.abs(np.atleast_2d(model.coef_)).sum(0) if learner == "lasso" else model.feature_importances_
         R[:, k], scores[k] = weight / max(weight.sum(), 1e-12), model.score(Z[b], v[b])
@@ -142,11 +171,17 @@ def dci(Z, V, learner: str = "forest", random_state=0) -> dict:
         return -(P * np.log(P.clip(1e-12))).sum(axis) / np.log(n) if n > 1 else np.zeros(P.shape[1 - axis])
     if not R.sum(): return dict(disentanglement=0.0, completeness=0.0, informativeness=float(scores.mean()))
     share = R.sum(1) / R.sum()
-    return dict(disentanglement=float(share @ (1 - spread(R, 1))), completeness=float((1 - spread(R, 0)).mean()), informativeness=float(scores.mean()))
+    return dict(
+        disentanglement=float(share @ (1 - spread(R, 1))),
+        completeness=float((1 - spread(R, 0)).mean()),
+        informativeness=float(scores.mean()),
+    )
 
 
 def explicitness(Z, V, n_bins: int = 5, random_state=0) -> float:
-    "Mean one-against-rest ROC AUC of logistic regressions on all columns; 0.5 is chance. Ridgeway & Mozer 2018, sec. 3."
+    """Mean one-against-rest ROC AUC of logistic regressions on all columns; 0.5 is chance. Ridgeway & Mozer 2018, sec.
+    3.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     Z, V, _ = _pair(Z, V)
@@ -158,7 +193,15 @@ def explicitness(Z, V, n_bins: int = 5, random_state=0) -> float:
         v = in_bins(V[c], n_bins)
         model = LogisticRegression(max_iter=500).fit(Z[a], v[a])
         P, known = model.predict_proba(Z[b]), model.classes_
-        areas.append(np.mean([roc_auc_score(v[b] == value, P[:, i]) for i, value in enumerate(known) if 0 < (v[b] == value).sum() < len(b)]))
+        areas.append(
+            np.mean(
+                [
+                    roc_auc_score(v[b] == value, P[:, i])
+                    for i, value in enumerate(known)
+                    if 0 < (v[b] == value).sum() < len(b)
+                ]
+            )
+        )
     return float(np.mean(areas))
 
 # %% ../../nbs/factors/metrics.ipynb #462b776a
@@ -202,7 +245,8 @@ def irs(Z, V, n_bins: int = 20, quantile: float = 0.99) -> float:
     "Interventional robustness score, 0 to 1. Suter et al. 2019, sec. 4."
     Z, V, _ = _pair(Z, V)
     if not Z.shape[1]: return 0.0
-    largest = lambda D: np.quantile(np.abs(D), quantile, axis=0)
+    def largest(D):
+        return np.quantile(np.abs(D), quantile, axis=0)
     overall = largest(Z - Z.mean(0))
     def within(v): return np.mean([largest(Z[v == u] - Z[v == u].mean(0)) for u in np.unique(v)], axis=0)
     robust = 1 - np.stack([within(in_bins(V[c], n_bins)) for c in V], 1) / overall[:, None]           # (d, K)
@@ -210,7 +254,9 @@ def irs(Z, V, n_bins: int = 20, quantile: float = 0.99) -> float:
 
 # %% ../../nbs/factors/metrics.ipynb #ea669f46
 def gaussian_total_correlation(Z) -> float:
-    "Total correlation in nats of a Gaussian with the covariance of the active columns of Z (N, d); inf where columns repeat each other."
+    """Total correlation in nats of a Gaussian with the covariance of the active columns of Z (N, d); inf where columns
+    repeat each other.
+    """
     Z = np.asarray(Z, dtype=float)
     Z = Z[:, active(Z)]
     if Z.shape[1] < 2: return 0.0
@@ -219,22 +265,30 @@ def gaussian_total_correlation(Z) -> float:
 
 
 def udr(codes, threshold: float = 0.01) -> np.ndarray:
-    """Unsupervised disentanglement ranking of models that encoded the same images, 0 to 1. Duan et al. 2020, eq. 3, by rank correlation.
+    """Unsupervised disentanglement ranking of models that encoded the same images, 0 to 1. Duan et al. 2020, eq. 3, by
+    rank correlation.
 
-    codes : list of M ≥ 2 arrays (N, d_m). Returns (M,): each model's median over its partners. Raises ValueError for one model, or codes of other images.
+    codes : list of M ≥ 2 arrays (N, d_m). Returns (M,): each model's median over its partners. Raises ValueError for
+        one model, or codes of other images.
     """
     codes = [np.asarray(Z, dtype=float) for Z in codes]
     if len(codes) < 2: raise ValueError(f"codes must come from at least two models; got {len(codes)}")
-    if len({len(Z) for Z in codes}) > 1: raise ValueError(f"codes must be of the same images; got {[len(Z) for Z in codes]} rows")
+    if len({len(Z) for Z in codes}) > 1:
+        raise ValueError(f"codes must be of the same images; got {[len(Z) for Z in codes]} rows")
     def ranks(Z):
-        R = np.apply_along_axis(rankdata, 0, Z[:, active(Z, threshold)]) if active(Z, threshold).any() else np.zeros((len(Z), 0))
+        R = (
+            np.apply_along_axis(rankdata, 0, Z[:, active(Z, threshold)])
+            if active(Z, threshold).any()
+            else np.zeros((len(Z), 0))
+        )
         R = R - R.mean(0)
         return R / np.linalg.norm(R, axis=0).clip(1e-12)
     R = [ranks(Z) for Z in codes]
     def alike(a, b):
         S = np.abs(a.T @ b)                                                              # (d_a, d_b)
         if not S.size: return 0.0
-        side = lambda S: (np.square(S.max(0)) / S.sum(0).clip(1e-12)).sum()
+        def side(S):
+            return (np.square(S.max(0)) / S.sum(0).clip(1e-12)).sum()
         return (side(S) + side(S.T)) / sum(S.shape)
     return np.array([np.median([alike(R[i], R[j]) for j in range(len(R)) if j != i]) for i in range(len(R))])
 
@@ -242,7 +296,18 @@ def udr(codes, threshold: float = 0.01) -> np.ndarray:
 def disentanglement(Z, V, learner: str = "forest", random_state=0) -> dict:
     "Every score against the truth V (N, K) of codes Z (N, d), and what needs none: a flat dict."
     d = dci(Z, V, learner, random_state)
-    return dict(mig=mig(Z, V), mig_sup=mig_sup(Z, V), dci_disentanglement=d["disentanglement"], dci_completeness=d["completeness"],
-                dci_informativeness=d["informativeness"], sap=sap(Z, V, random_state), modularity=modularity(Z, V), explicitness=explicitness(Z, V, random_state=random_state),
-                beta_vae=beta_vae_score(Z, V, random_state=random_state), factor_vae=factor_vae_score(Z, V, random_state=random_state), irs=irs(Z, V),
-                gaussian_tc=gaussian_total_correlation(Z), active_units=int(active(Z).sum()))
+    return dict(
+        mig=mig(Z, V),
+        mig_sup=mig_sup(Z, V),
+        dci_disentanglement=d["disentanglement"],
+        dci_completeness=d["completeness"],
+        dci_informativeness=d["informativeness"],
+        sap=sap(Z, V, random_state),
+        modularity=modularity(Z, V),
+        explicitness=explicitness(Z, V, random_state=random_state),
+        beta_vae=beta_vae_score(Z, V, random_state=random_state),
+        factor_vae=factor_vae_score(Z, V, random_state=random_state),
+        irs=irs(Z, V),
+        gaussian_tc=gaussian_total_correlation(Z),
+        active_units=int(active(Z).sum()),
+    )

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/factors/naming.ipynb #698b2233
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -15,14 +16,17 @@ __all__ = ['rank_correlations', 'describe_factors', 'orientation_pair', 'travers
 def rank_correlations(Z: np.ndarray, P: np.ndarray) -> np.ndarray:
     "Spearman's ρ of every column of Z (N, d) with every column of P (N, p) → (d, p); 0 for a constant column."
     def standard(A):
-        R = np.apply_along_axis(rankdata, 0, A); R = R - R.mean(0); s = R.std(0)
+        R = np.apply_along_axis(rankdata, 0, A)
+        R = R - R.mean(0)
+        s = R.std(0)
         return R / np.where(s > 0, s, 1)
     return standard(Z).T @ standard(P) / len(Z)
 
 
 def _r2(X, Y, X_test, Y_test):
     "R² on test rows of the linear regression of Y (N, q) on X (N, p), mean over the columns of Y."
-    A = lambda X: np.c_[X, np.ones(len(X))]
+    def A(X):
+        return np.c_[X, np.ones(len(X))]
     residual = Y_test - A(X_test) @ np.linalg.lstsq(A(X), Y, rcond=None)[0]
     return float((1 - residual.var(0) / Y_test.var(0).clip(1e-12)).mean())
 
@@ -37,14 +41,16 @@ def describe_factors(Z, morphology: pd.DataFrame, kl=None, *, min_r=0.5, margin=
 
     Returns
     -------
-    DataFrame, one row a factor: factor, kl, property, r (held-out ρ with it), r_second (held-out ρ of the runner-up), second, name.
+    DataFrame, one row a factor: factor, kl, property, r (held-out ρ with it), r_second (held-out ρ of the runner-up),
+    second, name.
 
     Raises
     ------
     ValueError if the lengths differ or fewer than 20 cells could be measured.
     """
     Z = np.asarray(Z, dtype=float)
-    if len(Z) != len(morphology): raise ValueError(f"Z and morphology must have as many rows; got {len(Z)} and {len(morphology)}")
+    if len(Z) != len(morphology):
+        raise ValueError(f"Z and morphology must have as many rows; got {len(Z)} and {len(morphology)}")
     ok = morphology.notna().all(axis=1).to_numpy() & np.isfinite(Z).all(1)
     if ok.sum() < 20: raise ValueError(f"at least 20 measured cells are needed to name factors; got {int(ok.sum())}")
     Z, P, names = Z[ok], morphology.to_numpy(dtype=float)[ok], list(morphology.columns)
@@ -54,17 +60,28 @@ def describe_factors(Z, morphology: pd.DataFrame, kl=None, *, min_r=0.5, margin=
     rows = []
     for j in range(Z.shape[1]):
         first = int(np.abs(chosen_on[j]).argmax())
-        others = np.abs(tested_on[j]).copy(); others[first] = -1
+        others = np.abs(tested_on[j]).copy()
+        others[first] = -1
         second = int(others.argmax())
         r, r2 = tested_on[j, first], tested_on[j, second]
         named = abs(r) >= min_r and abs(r) >= abs(r2) + margin
-        rows.append(dict(factor=f"z{j}", kl=np.nan if kl is None else float(kl[j]), property=names[first], r=r, r_second=r2, second=names[second],
-                         name=f"{names[first]}, r = {r:.2f}".replace("-", "−") if named else "unnamed"))
+        rows.append(
+            dict(
+                factor=f"z{j}",
+                kl=np.nan if kl is None else float(kl[j]),
+                property=names[first],
+                r=r,
+                r_second=r2,
+                second=names[second],
+                name=f"{names[first]}, r = {r:.2f}".replace("-", "−") if named else "unnamed",
+            )
+        )
     table = pd.DataFrame(rows)
     pair = orientation_pair(Z, P, names, a, b)
     if pair is not None:
         for j, other in (pair, pair[::-1]):
-            if table.loc[j, "name"] == "unnamed" or table.loc[j, "property"].startswith("ecc_"): table.loc[j, "name"] = f"orientation, with z{other}"
+            if table.loc[j, "name"] == "unnamed" or table.loc[j, "property"].startswith("ecc_"):
+                table.loc[j, "name"] = f"orientation, with z{other}"
     return table
 
 
@@ -74,7 +91,9 @@ def orientation_pair(Z, P, names, a, b, min_r2=0.25):
     E = P[:, [names.index("ecc_cos2"), names.index("ecc_sin2")]]
     single = [_r2(Z[a][:, [j]], E[a], Z[a][:, [j]], E[a]) for j in range(Z.shape[1])]
     first = int(np.argmax(single))
-    both = [-np.inf if j == first else _r2(Z[a][:, [first, j]], E[a], Z[a][:, [first, j]], E[a]) for j in range(Z.shape[1])]
+    both = [
+        -np.inf if j == first else _r2(Z[a][:, [first, j]], E[a], Z[a][:, [first, j]], E[a]) for j in range(Z.shape[1])
+    ]
     second = int(np.argmax(both))
     pair = [first, second]
     held = _r2(Z[a][:, pair], E[a], Z[b][:, pair], E[b])
@@ -82,25 +101,37 @@ def orientation_pair(Z, P, names, a, b, min_r2=0.25):
     return tuple(pair) if held >= min_r2 and held >= 1.3 * alone else None
 
 # %% ../../nbs/factors/naming.ipynb #567e0294
-def traversal_names(draw, Z, *, properties=("area", "eccentricity", "solidity", "intensity", "texture"), n_steps: int = 9, width: float = 2.0, least: float = 1.0) -> pd.DataFrame:
+def traversal_names(
+    draw,
+    Z,
+    *,
+    properties=("area", "eccentricity", "solidity", "intensity", "texture"),
+    n_steps: int = 9,
+    width: float = 2.0,
+    least: float = 1.0,
+) -> pd.DataFrame:
     """What each factor's decoded traversal changes steadily.
 
     Parameters
     ----------
     draw : factors (K, d) → images (K, C, H, W), such as `VAE.inverse_transform`. Z : (N, d) factors of real cells.
-    properties : columns of `data.morphology.measure`. n_steps, width : drawings from −width to +width standard deviations of the factor.
+    properties : columns of `data.morphology.measure`. n_steps, width : drawings from −width to +width standard
+        deviations of the factor.
     least : standard deviations of the property, among drawings of at most 400 rows of Z, that a name needs.
 
     Returns
     -------
-    DataFrame, one row a factor: factor, along (the property, or "unnamed"), change (in those standard deviations, signed; 0 where nothing changes steadily).
+    DataFrame, one row a factor: factor, along (the property, or "unnamed"), change (in those standard deviations,
+    signed; 0 where nothing changes steadily).
     """
     from cellinterp.data.morphology import measure
+
     Z, properties = np.asarray(Z, dtype=float), list(properties)
     spread = measure(draw(Z[:400]))[properties].std()
     rows = []
     for j in range(Z.shape[1]):
-        way = np.tile(Z.mean(0), (n_steps, 1)); way[:, j] += np.linspace(-width, width, n_steps) * Z[:, j].std()
+        way = np.tile(Z.mean(0), (n_steps, 1))
+        way[:, j] += np.linspace(-width, width, n_steps) * Z[:, j].std()
         P = measure(draw(way))[properties]
         steps = P.diff().iloc[1:]
         steady = ((steps > 0).all() | (steps < 0).all()) & P.notna().all()
@@ -113,12 +144,15 @@ def traversal_names(draw, Z, *, properties=("area", "eccentricity", "solidity", 
 def turning_pairs(turned, least: float = 0.5) -> list[tuple[int, int]]:
     """Pairs of factors that move on a circle as the image turns; see the formula above.
 
-    turned : (A, N, d), factors of the same N images turned by 0, 1/A, …, (A − 1)/A of a full turn, A at least 4. least : of κ. No factor is in two pairs; the surest come first.
+    turned : (A, N, d), factors of the same N images turned by 0, 1/A, …, (A − 1)/A of a full turn, A at least 4. least
+        : of κ. No factor is in two pairs; the surest come first.
     Raises ValueError for another shape.
     """
     turned = np.asarray(turned, dtype=float)
-    if turned.ndim != 3 or len(turned) < 4: raise ValueError(f"turned must have the shape (A, N, d) with at least 4 angles; got {turned.shape}")
-    waves = np.fft.rfft(turned, axis=0)[1:(len(turned) + 1) // 2] / len(turned)             # (m, N, d), without the mean and the highest frequency
+    if turned.ndim != 3 or len(turned) < 4:
+        raise ValueError(f"turned must have the shape (A, N, d) with at least 4 angles; got {turned.shape}")
+    # (m, N, d), without the mean and the highest frequency
+    waves = np.fft.rfft(turned, axis=0)[1:(len(turned) + 1) // 2] / len(turned)
     cross = np.einsum("mni,mnj->mij", waves, waves.conj()) / turned.shape[1]
     power = np.einsum("mii->i", cross).real
     kappa = 2 * np.abs(cross.imag).max(0) / np.maximum(power[:, None] + power, 1e-12)
@@ -126,11 +160,13 @@ def turning_pairs(turned, least: float = 0.5) -> list[tuple[int, int]]:
     while True:
         i, j = np.unravel_index(np.where(np.triu(free[:, None] & free, 1), kappa, -1).argmax(), kappa.shape)
         if len(power) < 2 or not (free[i] and free[j]) or i == j or kappa[i, j] < least: return pairs
-        pairs.append((int(i), int(j))); free[[i, j]] = False
+        pairs.append((int(i), int(j)))
+        free[[i, j]] = False
 
 
 def pair_norms(Z, pairs, centre=None) -> pd.DataFrame:
-    """Factors (N, d) with every pair replaced by its norm about `centre` (d,), the mean by default: columns z0, …, then |z3, z7|, …
+    """Factors (N, d) with every pair replaced by its norm about `centre` (d,), the mean by default: columns z0, …, then
+    |z3, z7|, …
 
     To use a law on further cells, give the `centre` of those it was found on.
     """

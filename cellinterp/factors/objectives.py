@@ -4,10 +4,12 @@
 
 # %% ../../nbs/factors/objectives.ipynb #ea3ec50d
 from __future__ import annotations
+
 import math
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
 
 # %% auto #0
@@ -37,18 +39,24 @@ def log_density(z, mu, logvar):
 
 
 def log_weights(batch: int, n_rows: int, sampling: str = "weighted") -> torch.Tensor:
-    "log w (B, B) of image k in the estimate of q(z_i), for a batch out of `n_rows` images; sampling: \"weighted\" or \"stratified\"."
-    if sampling not in ("weighted", "stratified"): raise ValueError(f"sampling must be 'weighted' or 'stratified'; got {sampling!r}")
+    """log w (B, B) of image k in the estimate of q(z_i), for a batch out of `n_rows` images; sampling: "weighted" or
+    "stratified".
+    """
+    if sampling not in ("weighted", "stratified"):
+        raise ValueError(f"sampling must be 'weighted' or 'stratified'; got {sampling!r}")
     if sampling == "weighted" or batch == 1: return torch.full((batch, batch), -math.log(n_rows * batch))
     m, i = batch - 1, torch.arange(batch)
     w = torch.full((batch, batch), 1 / m)
     w[i, i] = 1 / n_rows
-    w[i, (i + 1) % batch] = max(n_rows - m, 1) / (n_rows * m)                            # one stands for all images that are not in the batch
+    # one stands for all images that are not in the batch
+    w[i, (i + 1) % batch] = max(n_rows - m, 1) / (n_rows * m)
     return w.log()
 
 
 def total_correlation(z, mu, logvar, n_rows: int, sampling: str = "weighted"):
-    "Estimate of TC(z) in nats (a scalar); z, mu, logvar (B, d), `n_rows` = N images in the data set. Chen et al. 2018, sec. 4.1 and appendix C."
+    """Estimate of TC(z) in nats (a scalar); z, mu, logvar (B, d), `n_rows` = N images in the data set. Chen et al.
+    2018, sec. 4.1 and appendix C.
+    """
     pair = log_density(z[:, None], mu[None], logvar[None])                             # (B, B, d): z_i under q(.|x_k)
     w = log_weights(len(z), n_rows, sampling).to(pair)
     log_qz = (pair.sum(-1) + w).logsumexp(1)                                           # (B,)
@@ -61,7 +69,8 @@ def beta_tc_price(mu, logvar, z, *, n_rows: int, beta: float = 6.0, sampling: st
     return kl_per_factor(mu, logvar).sum() + (beta - 1) * total_correlation(z, mu, logvar, n_rows, sampling)
 
 
-def stratified_price(mu, logvar, z, **constants): return beta_tc_price(mu, logvar, z, sampling="stratified", **constants)
+def stratified_price(mu, logvar, z, **constants):
+    return beta_tc_price(mu, logvar, z, sampling="stratified", **constants)
 
 # %% ../../nbs/factors/objectives.ipynb #36239c24
 class Discriminator(nn.Sequential):
@@ -92,7 +101,9 @@ def factor_price(mu, logvar, z, *, discriminator, gamma: float = 10.0, **_):
 
 # %% ../../nbs/factors/objectives.ipynb #0ed5b706
 def dip_price(mu, logvar, z, *, lambda_od: float = 10.0, lambda_d: float | None = None, kind: str = "i", **_):
-    "DIP-VAE: KL + λ_od Σ_{i≠j} C² + λ_d Σ (C_ii − 1)²; kind \"i\": C = Cov(μ), \"ii\": + E[σ²]. λ_d: 10 λ_od in I, λ_od in II."
+    """DIP-VAE: KL + λ_od Σ_{i≠j} C² + λ_d Σ (C_ii − 1)²; kind "i": C = Cov(μ), "ii": + E[σ²]. λ_d: 10 λ_od in I, λ_od
+    in II.
+    """
     c = mu - mu.mean(0)
     C = c.T @ c / len(mu) + (torch.diag(logvar.exp().mean(0)) if kind == "ii" else 0)
     lambda_d = lambda_od * (10 if kind == "i" else 1) if lambda_d is None else lambda_d
@@ -104,11 +115,21 @@ def dip_ii_price(mu, logvar, z, **constants): return dip_price(mu, logvar, z, ki
 
 # %% ../../nbs/factors/objectives.ipynb #e82dd98e
 def contrast_loss(a, b, temperature: float = 0.1):
-    "InfoNCE of two views' factors a, b (B, d), row by row of the same images: a scalar, log(2B − 1) where the views tell nothing."
+    """InfoNCE of two views' factors a, b (B, d), row by row of the same images: a scalar, log(2B − 1) where the views
+    tell nothing.
+    """
     z = F.normalize(torch.cat([a, b]), dim=1)                                              # (2B, d)
-    similar = (z @ z.T / temperature).fill_diagonal_(-math.inf)                            # (2B, 2B), cosines over τ; a view is not its own partner
+    # (2B, 2B), cosines over τ; a view is not its own partner
+    similar = (z @ z.T / temperature).fill_diagonal_(-math.inf)
     return F.cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(a)))
 
 # %% ../../nbs/factors/objectives.ipynb #e7e7e688
-PRICES = {"beta": beta_price, "capacity": capacity_price, "beta-tc": beta_tc_price, "beta-tc-stratified": stratified_price, "factor": factor_price,
-          "dip-i": dip_price, "dip-ii": dip_ii_price}
+PRICES = {
+    "beta": beta_price,
+    "capacity": capacity_price,
+    "beta-tc": beta_tc_price,
+    "beta-tc-stratified": stratified_price,
+    "factor": factor_price,
+    "dip-i": dip_price,
+    "dip-ii": dip_ii_price,
+}

@@ -4,9 +4,11 @@
 
 # %% ../../nbs/factors/pose.ipynb #b8c38d57
 from __future__ import annotations
+
 import numpy as np
 import torch
-from ..data.particles import relion_angles, relion_rotations                  # noqa: F401 (two names of this page)
+
+from ..data.particles import relion_angles, relion_rotations  # noqa: F401 (two names of this page)
 
 # %% auto #0
 __all__ = ['rotation_from_6d', 'rotation_to_6d', 'rotation_from_2d', 'rotation_about_z', 'geodesic_angle', 'random_rotations',
@@ -20,14 +22,20 @@ def rotation_from_6d(six):
     if not torch.is_tensor(six): return rotation_from_6d(torch.from_numpy(np.asarray(six, dtype=float))).numpy()
     if six.shape[-1] != 6: raise ValueError(f"six: the shape {tuple(six.shape)} came; expected (…, 6)")
     a, b = six[..., :3], six[..., 3:]
-    # A network may answer 0, or two parallel vectors: a small fixed pair keeps the matrix a rotation and its gradient finite.
+    # A network may answer 0, or two parallel vectors: a small fixed pair keeps the matrix a rotation and its gradient
+    # finite.
     a = torch.where(a.square().sum(-1, keepdim=True) < 1e-12, a + a.new_tensor([1e-3, 0, 0]), a)
     x = a / a.norm(dim=-1, keepdim=True)                                               # (…, 3)
     b = b - (x * b).sum(-1, keepdim=True) * x
     spare = torch.nn.functional.one_hot(x.abs().argmin(-1), 3).to(x)                   # the axis farthest from x
     spare = spare - (x * spare).sum(-1, keepdim=True) * x
-    b = torch.where(b.square().sum(-1, keepdim=True) < 1e-10 * (1e-2 + six[..., 3:].square().sum(-1, keepdim=True)), b + 1e-3 * spare, b)
-    b = b - (x * b).sum(-1, keepdim=True) * x                                          # once more: what rounding left of the first
+    b = torch.where(
+        b.square().sum(-1, keepdim=True) < 1e-10 * (1e-2 + six[..., 3:].square().sum(-1, keepdim=True)),
+        b + 1e-3 * spare,
+        b,
+    )
+    # once more: what rounding left of the first
+    b = b - (x * b).sum(-1, keepdim=True) * x
     y = b / b.norm(dim=-1, keepdim=True)
     return torch.stack([x, y, torch.linalg.cross(x, y, dim=-1)], -1)                   # columns
 
@@ -35,7 +43,11 @@ def rotation_from_6d(six):
 def rotation_to_6d(rotation):
     "The first two columns of rotation matrices, (…, 3, 3) → (…, 6); `rotation_from_6d` gives the matrix back."
     columns = rotation[..., :, :2]
-    return torch.cat([columns[..., 0], columns[..., 1]], -1) if torch.is_tensor(columns) else np.concatenate([columns[..., 0], columns[..., 1]], -1)
+    return (
+        torch.cat([columns[..., 0], columns[..., 1]], -1)
+        if torch.is_tensor(columns)
+        else np.concatenate([columns[..., 0], columns[..., 1]], -1)
+    )
 
 # %% ../../nbs/factors/pose.ipynb #b54e2eb7
 def rotation_from_2d(two):
@@ -78,28 +90,45 @@ def _axis_rotation(axis, degrees: float) -> np.ndarray:
 def point_group(name="C1") -> np.ndarray:
     """The rotations of a point group, (order, 3, 3), the identity first.
 
-    name : "C1", "C7", "D3", "T", "O", "I" (upper or lower case), or the matrices themselves (k, 3, 3), which are checked.
+    name : "C1", "C7", "D3", "T", "O", "I" (upper or lower case), or the matrices themselves (k, 3, 3), which are
+        checked.
     Raises ValueError for an unknown name, and for matrices that are not a group of rotations."""
     if not isinstance(name, str):
         group = np.asarray(name, dtype=float)
-        if group.ndim != 3 or group.shape[1:] != (3, 3): raise ValueError(f"point group: the shape {group.shape} came; expected (order, 3, 3)")
+        if group.ndim != 3 or group.shape[1:] != (3, 3):
+            raise ValueError(f"point group: the shape {group.shape} came; expected (order, 3, 3)")
         product = np.einsum("aij,bjk->abik", group, group).reshape(-1, 1, 9)
-        if np.abs(product - group.reshape(1, -1, 9)).max(-1).min(1).max() > 1e-3 or np.abs(np.linalg.det(group) - 1).max() > 1e-3:
-            raise ValueError(f"point group: {len(group)} matrices came that are not closed under multiplication; expected the rotations of a group")
+        if (
+            np.abs(product - group.reshape(1, -1, 9)).max(-1).min(1).max() > 1e-3
+            or np.abs(np.linalg.det(group) - 1).max() > 1e-3
+        ):
+            raise ValueError(
+                f"point group: {len(group)} matrices came that are not closed under multiplication; expected the"
+                " rotations of a group"
+            )
         return group[np.argsort(geodesic_angle(group, np.eye(3)), kind="stable")]
     kind, order = name[:1].upper(), name[1:]
     if not (kind in ("C", "D") and order.isdigit() and int(order) > 0 or kind in ("T", "O", "I") and order == ""):
-        raise ValueError(f"point group: {name!r} came; expected Cn, Dn (n = 1, 2, …), T, O or I, or matrices (order, 3, 3)")
+        raise ValueError(
+            f"point group: {name!r} came; expected Cn, Dn (n = 1, 2, …), T, O or I, or matrices (order, 3, 3)"
+        )
     golden = (1 + 5**.5) / 2
-    generators = {"C": lambda: [((0, 0, 1), 360 / int(order))], "D": lambda: [((0, 0, 1), 360 / int(order)), ((1, 0, 0), 180)],
-                  "T": lambda: [((0, 0, 1), 180), ((1, 1, 1), 120)], "O": lambda: [((0, 0, 1), 90), ((1, 1, 1), 120)],
-                  "I": lambda: [((0, 0, 1), 180), ((1, 1, 1), 120), ((0, 1, golden), 72)]}[kind]()
+    generators = {
+        "C": lambda: [((0, 0, 1), 360 / int(order))],
+        "D": lambda: [((0, 0, 1), 360 / int(order)), ((1, 0, 0), 180)],
+        "T": lambda: [((0, 0, 1), 180), ((1, 1, 1), 120)],
+        "O": lambda: [((0, 0, 1), 90), ((1, 1, 1), 120)],
+        "I": lambda: [((0, 0, 1), 180), ((1, 1, 1), 120), ((0, 1, golden), 72)],
+    }[kind]()
     group, fresh = [np.eye(3)], [np.eye(3)]
-    while fresh:                                                                         # multiply until nothing new comes
+    # multiply until nothing new comes
+    while fresh:
         grown = [g @ _axis_rotation(*s) for g in fresh for s in generators]
         fresh = []
         for g in grown:
-            if np.abs(np.stack(group) - g).max((1, 2)).min() > 1e-6: group.append(g); fresh.append(g)
+            if np.abs(np.stack(group) - g).max((1, 2)).min() > 1e-6:
+                group.append(g)
+                fresh.append(g)
     return np.stack(group)
 
 # %% ../../nbs/factors/pose.ipynb #d826cd56
@@ -110,7 +139,9 @@ def mean_rotation(rotations, weights=None) -> np.ndarray:
 
 
 def _distances(gauge, relative, group) -> tuple[np.ndarray, np.ndarray]:
-    "Degrees between a gauge (3, 3) and each relative rotation (n, 3, 3) up to the group, and the copies (n, 3, 3) that are nearest."
+    """Degrees between a gauge (3, 3) and each relative rotation (n, 3, 3) up to the group, and the copies (n, 3, 3)
+    that are nearest.
+    """
     copies = np.einsum("nij,sjk->nsik", relative, group)                                # (n, order, 3, 3)
     angles = geodesic_angle(copies, gauge)                                              # (n, order)
     best = angles.argmin(1)
@@ -118,9 +149,12 @@ def _distances(gauge, relative, group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_gauge(predicted, true, group="C1", n_starts: int = 48, n_steps: int = 30, seed=0) -> np.ndarray:
-    "The rotation G (3, 3) that makes predicted @ G nearest to true up to the group, in the sum of geodesic angles; predicted, true (n, 3, 3)."
+    """The rotation G (3, 3) that makes predicted @ G nearest to true up to the group, in the sum of geodesic angles;
+    predicted, true (n, 3, 3).
+    """
     group = point_group(group)
-    relative = np.einsum("nji,njk->nik", predicted, true)                               # R̂ᵀ R, each an image's own guess of G
+    # R̂ᵀ R, each an image's own guess of G
+    relative = np.einsum("nji,njk->nik", predicted, true)
     picks = np.random.default_rng(seed).permutation(len(relative))[:n_starts]
     starts = sorted(((_distances(relative[i], relative, group)[0].mean(), i) for i in picks))[:3]
     best, gauge = np.inf, np.eye(3)
@@ -147,14 +181,19 @@ def calibration_half(labels, seed=0) -> np.ndarray:
 
 
 def as_rotations(pose, name: str = "pose") -> np.ndarray:
-    "Rotation matrices from (N, 3, 3) as they are, (N, 6) and (N, 2) as above, (N,) angles in degrees; (N, 1), a model's single pose output, in radians."
+    """Rotation matrices from (N, 3, 3) as they are, (N, 6) and (N, 2) as above, (N,) angles in degrees; (N, 1), a
+    model's single pose output, in radians.
+    """
     pose = np.asarray(pose, dtype=float)
     if pose.ndim == 3 and pose.shape[1:] == (3, 3): return pose
     if pose.ndim == 2 and pose.shape[1] == 6: return rotation_from_6d(pose)
     if pose.ndim == 2 and pose.shape[1] == 2: return rotation_from_2d(pose)
     if pose.ndim == 1: return rotation_about_z(pose)
     if pose.ndim == 2 and pose.shape[1] == 1: return rotation_about_z(np.rad2deg(pose[:, 0]))
-    raise ValueError(f"{name}: the shape {pose.shape} came; expected (N, 3, 3) matrices, (N, 6), (N, 2), (N, 1) radians or (N,) degrees")
+    raise ValueError(
+        f"{name}: the shape {pose.shape} came; expected (N, 3, 3) matrices, (N, 6), (N, 2), (N, 1) radians or (N,)"
+        " degrees"
+    )
 
 
 def pose_error(predicted, true, labels, groups=None, calibration=None, seed=0) -> np.ndarray:
@@ -165,15 +204,26 @@ def pose_error(predicted, true, labels, groups=None, calibration=None, seed=0) -
     calibration : mask (N,) of the rows that the gauges are fitted on (default: a random half of each class)
     Raises ValueError where a class has no row to calibrate on."""
     labels, predicted, true = np.asarray(labels), as_rotations(predicted, "predicted"), as_rotations(true, "true")
-    if not len(predicted) == len(true) == len(labels): raise ValueError(f"predicted, true, labels: {len(predicted)}, {len(true)} and {len(labels)} came; expected one length")
+    if not len(predicted) == len(true) == len(labels):
+        raise ValueError(
+            f"predicted, true, labels: {len(predicted)}, {len(true)} and {len(labels)} came; expected one length"
+        )
     calibration = calibration_half(labels, seed) if calibration is None else np.asarray(calibration, dtype=bool)
     unknown = set(groups or {}) - set(labels.tolist())
-    if unknown: raise ValueError(f"groups: {', '.join(map(repr, sorted(unknown)))} came; expected classes among the labels: {', '.join(map(repr, np.unique(labels).tolist()))}")
+    if unknown:
+        raise ValueError(
+            f"groups: {', '.join(map(repr, sorted(unknown)))} came; expected classes among the labels:"
+            f" {', '.join(map(repr, np.unique(labels).tolist()))}"
+        )
     errors = np.full(len(labels), np.nan)
     for name in np.unique(labels):
         group, here = point_group((groups or {}).get(name, "C1")), labels == name
         fit, test = here & calibration, here & ~calibration
-        if not fit.any(): raise ValueError(f"labels: class {str(name)!r} has {here.sum()} images and none in the calibration half; expected at least 2 images")
+        if not fit.any():
+            raise ValueError(
+                f"labels: class {str(name)!r} has {here.sum()} images and none in the calibration half; expected at"
+                " least 2 images"
+            )
         gauge = fit_gauge(predicted[fit], true[fit], group, seed=seed)
         errors[test] = _distances(gauge, np.einsum("nji,njk->nik", predicted[test], true[test]), group)[0]
     return errors

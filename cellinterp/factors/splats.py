@@ -4,9 +4,10 @@
 
 # %% ../../nbs/factors/splats.ipynb #389ee107
 from __future__ import annotations
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 # %% auto #0
 __all__ = ['axis_points', 'render_splats', 'SplatDecoder']
@@ -22,7 +23,8 @@ def render_splats(centres: torch.Tensor, weights: torch.Tensor, sigmas: torch.Te
 
     Parameters
     ----------
-    centres : (B, n, 2) as (x, y), or (B, n, 3) as (x, y, z), in half edges of the longest side. weights : (B, n, C). sigmas : (B, n), in the same unit.
+    centres : (B, n, 2) as (x, y), or (B, n, 3) as (x, y, z), in half edges of the longest side. weights : (B, n, C).
+        sigmas : (B, n), in the same unit.
     shape : (H, W) or (D, H, W).
 
     Returns
@@ -30,12 +32,14 @@ def render_splats(centres: torch.Tensor, weights: torch.Tensor, sigmas: torch.Te
     (B, C, *shape). Raises ValueError where `shape` has not as many axes as the centres.
     """
     B, n, k = centres.shape
-    if k != len(shape): raise ValueError(f"shape: {tuple(shape)} came for centres with {k} coordinates; expected {k} axes")
+    if k != len(shape):
+        raise ValueError(f"shape: {tuple(shape)} came for centres with {k} coordinates; expected {k} axes")
     profiles = []                                                                      # along x, y[, z]: (B, n, size)
     for a, size in enumerate(reversed(shape)):
         points = axis_points(size, max(shape), centres.device, centres.dtype)
         profiles.append(torch.exp(-0.5 * ((points - centres[..., a, None]) / sigmas[..., None]).square()))
-    left = weights                                                                     # (B, n, C), grows to (B, n, C·[D·]H)
+    # (B, n, C), grows to (B, n, C·[D·]H)
+    left = weights
     for profile in reversed(profiles[1:]): left = (left[..., None] * profile[:, :, None]).flatten(2)
     return (left.mT @ profiles[0]).view(B, weights.shape[-1], *shape)
 
@@ -43,24 +47,53 @@ def render_splats(centres: torch.Tensor, weights: torch.Tensor, sigmas: torch.Te
 class SplatDecoder(nn.Module):
     """Content z (B, d) and rotation R (B, k, k) → image (B, C, H, W) or volume (B, C, D, H, W).
 
-    n_splats : points. hidden : width of the two dense layers. widths : smallest and largest σ in half edges; None: from 1 / size to 6 / size
-    (0.016 to 0.094 at 64 pixels, close to the 0.02 to 0.1 of the public code). refine : three convolutions after drawing, as a correction to it;
+    n_splats : points. hidden : width of the two dense layers. widths : smallest and largest σ in half edges; None: from
+        1 / size to 6 / size
+    (0.016 to 0.094 at 64 pixels, close to the 0.02 to 0.1 of the public code). refine : three convolutions after
+    drawing, as a correction to it;
     the drawing then turns only nearly as the pose does.
     """
 
-    def __init__(self, n_factors: int, channels: int, shape: tuple, n_splats: int = 128, hidden: int = 256, widths=None, refine: bool = False):
+    def __init__(
+        self,
+        n_factors: int,
+        channels: int,
+        shape: tuple,
+        n_splats: int = 128,
+        hidden: int = 256,
+        widths=None,
+        refine: bool = False,
+    ):
         super().__init__()
         self.shape, self.channels, self.n_splats = tuple(shape), channels, n_splats
         self.low, self.high = widths or (1 / max(shape), 6 / max(shape))
         k = len(self.shape)
-        self.points = nn.Sequential(nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n_splats * (k + channels + 1)))
-        with torch.no_grad():                                                          # start: faint points spread over the middle of the box
+        self.points = nn.Sequential(
+            nn.Linear(n_factors, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, n_splats * (k + channels + 1)),
+        )
+        # start: faint points spread over the middle of the box
+        with torch.no_grad():
             bias = self.points[-1].bias.view(n_splats, k + channels + 1)
             bias[:, :k] = 0.5 * torch.randn(n_splats, k)
-            bias[:, k:-1] = 2.0 / n_splats; bias[:, -1] = 0
+            bias[:, k:-1] = 2.0 / n_splats
+            bias[:, -1] = 0
         self.background = nn.Parameter(torch.zeros(channels))
         conv = nn.Conv2d if k == 2 else nn.Conv3d
-        self.refine = nn.Sequential(conv(channels, 8, 3, padding=1), nn.ReLU(), conv(8, 8, 3, padding=1), nn.ReLU(), conv(8, channels, 3, padding=1)) if refine else None
+        self.refine = (
+            nn.Sequential(
+                conv(channels, 8, 3, padding=1),
+                nn.ReLU(),
+                conv(8, 8, 3, padding=1),
+                nn.ReLU(),
+                conv(8, channels, 3, padding=1),
+            )
+            if refine
+            else None
+        )
 
     def splats(self, z):
         "Centres (B, n, k) in the object's own frame, weights (B, n, C), widths (B, n)."

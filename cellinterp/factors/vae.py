@@ -4,13 +4,15 @@
 
 # %% ../../nbs/factors/vae.ipynb #eee8d1dd
 from __future__ import annotations
+
 import math
 
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from sklearn.base import TransformerMixin
+from torch import nn
+
 from ..data.images import check_images
 from .objectives import PRICES, Discriminator, contrast_loss, discriminator_loss, kl_per_factor
 from ..training.augment import aligned_crops, polar_spectra, random_views, turns
@@ -32,31 +34,56 @@ class _ThinnedLinear(nn.Linear):
 
     @torch.no_grad()
     def thin(self, n: int, spread):
-        "Keep the `n` weights that move the output most: |w| times the `spread` (n_in,) of their input. What is gone stays gone."
+        """Keep the `n` weights that move the output most: |w| times the `spread` (n_in,) of their input. What is gone
+        stays gone.
+        """
         strength = (self.weight.abs() * spread * self.mask).flatten()
-        if n < self.mask.sum(): self.mask = torch.zeros_like(strength).index_fill(0, strength.topk(n).indices, 1.0).view_as(self.mask)
+        if n < self.mask.sum():
+            self.mask = torch.zeros_like(strength).index_fill(0, strength.topk(n).indices, 1.0).view_as(self.mask)
 
 
 class _Network(nn.Module):
-    "Encoder to (μ, log σ²), decoder to the drawing (and the spectrum), head to the class logits where there are labels."
+    """Encoder to (μ, log σ²), decoder to the drawing (and the spectrum), head to the class logits where there are
+    labels.
+    """
 
-    def __init__(self, image_shape, n_factors, widths, hidden, grid, n_spectra, n_classes, head_hidden=(), thinned=False):
+    def __init__(
+        self, image_shape, n_factors, widths, hidden, grid, n_spectra, n_classes, head_hidden=(), thinned=False
+    ):
         super().__init__()
         channels, h, w = image_shape
         self.blocks, pool = ConvBlocks(channels, widths), nn.AdaptiveAvgPool2d(4)
-        self.encoder = nn.Sequential(self.blocks, pool, nn.Flatten(), nn.Linear(16 * widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, 2 * n_factors))
-        self.start = tuple(s // 8 for s in grid)                                        # three doublings end at `grid`
-        up = [nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, widths[-2] * self.start[0] * self.start[1]), nn.ReLU(),
-              nn.Unflatten(1, (widths[-2], *self.start))]
+        self.encoder = nn.Sequential(
+            self.blocks,
+            pool,
+            nn.Flatten(),
+            nn.Linear(16 * widths[-1], hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2 * n_factors),
+        )
+        self.start = tuple(s // 8 for s in grid)  # three doublings end at `grid`
+        up = [
+            nn.Linear(n_factors, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, widths[-2] * self.start[0] * self.start[1]),
+            nn.ReLU(),
+            nn.Unflatten(1, (widths[-2], *self.start)),
+        ]
         size = widths[-2]
         for out in (widths[-3], widths[-4], widths[-4]):
             up += [nn.Upsample(scale_factor=2), nn.Conv2d(size, out, 3, padding=1), nn.ReLU()]
             size = out
         self.decoder = nn.Sequential(*up, nn.Conv2d(size, channels, 3, padding=1))
-        self.spectrum = nn.Sequential(nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, n_spectra)) if n_spectra else None
+        self.spectrum = (
+            nn.Sequential(nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, n_spectra)) if n_spectra else None
+        )
         sizes = [n_factors, *head_hidden]
         last = (_ThinnedLinear if thinned else nn.Linear)(sizes[-1], n_classes) if n_classes else None
-        self.head = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.Tanh())], last) if n_classes and head_hidden else last
+        self.head = (
+            nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.Tanh())], last)
+            if n_classes and head_hidden
+            else last
+        )
         self.decoder.to(memory_format=torch.channels_last)
 
     def encode(self, x):
@@ -66,27 +93,38 @@ class _Network(nn.Module):
     def forward(self, x):
         mu, logvar = self.encode(x)
         z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
-        return mu, logvar, z, self.decoder(z), None if self.spectrum is None else self.spectrum(z), None if self.head is None else self.head(z)
+        return (
+            mu,
+            logvar,
+            z,
+            self.decoder(z),
+            None if self.spectrum is None else self.spectrum(z),
+            None if self.head is None else self.head(z),
+        )
 
 # %% ../../nbs/factors/vae.ipynb #dd8fda3b
 class ImageAutoencoder(TransformerMixin, ImageEstimator):
     """What the VAEs of this package share once they are trained.
 
-    A model gives `_encode(images)` -> (μ, log σ², …), each (N, …), and `draw(factors, …)` -> drawings in scaled units; where more than μ is drawn from, `_redraw`.
+    A model gives `_encode(images)` -> (μ, log σ², …), each (N, …), and `draw(factors, …)` -> drawings in scaled units;
+    where more than μ is drawn from, `_redraw`.
     """
 
     @property
-    def _rows_at_once(self): return int(np.clip(2**24 // math.prod(self.image_shape_), 16, 512))   # a volume counts for many images
+    # a volume counts for many images
+    def _rows_at_once(self): return int(np.clip(2**24 // math.prod(self.image_shape_), 16, 512))
 
     def transform(self, images):
         "Images (N, C, …) → factors μ (N, n_factors), float32. Columns are never reordered."
         return self._encode(self._check(images))[0]
 
-    def get_feature_names_out(self, input_features=None): return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
+    def get_feature_names_out(self, input_features=None):
+        return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
 
     def _check_factors(self, factors):
         factors = np.asarray(factors, dtype=np.float32)
-        if factors.ndim != 2 or factors.shape[1] != self.n_factors: raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
+        if factors.ndim != 2 or factors.shape[1] != self.n_factors:
+            raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
         return factors
 
     def _uncropped(self, drawing):
@@ -123,7 +161,9 @@ class ImageAutoencoder(TransformerMixin, ImageEstimator):
         return self._errors(images, self._encode(images))
 
     def reconstruction_percentile(self, images):
-        "Where each image's reconstruction error lies among the training images': (N,) in 0 .. 100. Above 99: unlike anything seen in training."
+        """Where each image's reconstruction error lies among the training images': (N,) in 0 .. 100. Above 99: unlike
+        anything seen in training.
+        """
         return np.interp(self.reconstruction_error(images), self.error_quantiles_, np.arange(101)).astype(np.float32)
 
     def score(self, images, y=None):
@@ -142,18 +182,25 @@ class VAE(ImageAutoencoder):
     Parameters
     ----------
     n_factors : width of the code. The paper's group used 32 [Soelistyo & Lowe 2024].
-    objective : "capacity" (Burgess et al. 2018), "beta" (Higgins et al. 2017), "beta-tc" or "beta-tc-stratified" (Chen et al. 2018),
+    objective : "capacity" (Burgess et al. 2018), "beta" (Higgins et al. 2017), "beta-tc" or "beta-tc-stratified" (Chen
+        et al. 2018),
         "factor" (Kim & Mnih 2018), "dip-i" or "dip-ii" (Kumar et al. 2018): see `factors.objectives`.
-    frame : "image" draws the image as it lies; "aligned" draws it in its own frame, so that factors are free of orientation.
-    beta, capacity, gamma, lambda_od : the objective's own constants; None: β = 1 for "beta", 6 for "beta-tc"; γ = 1000 for "capacity", 10 for "factor";
+    frame : "image" draws the image as it lies; "aligned" draws it in its own frame, so that factors are free of
+        orientation.
+    beta, capacity, gamma, lambda_od : the objective's own constants; None: β = 1 for "beta", 6 for "beta-tc"; γ = 1000
+        for "capacity", 10 for "factor";
         λ_od = 10. Capacity in nats.
     discriminator : units a layer of FactorVAE's discriminator, which trains along and is not kept.
     supervision : weight of the cross-entropy of a linear head on the factors; 0 = unsupervised, and labels are ignored.
-    contrast : weight of `contrast_loss` between two random views of an image, which holds the factors to what tells images apart (frame="aligned"); a batch is then half as many images,
+    contrast : weight of `contrast_loss` between two random views of an image, which holds the factors to what tells
+        images apart (frame="aligned"); a batch is then half as many images,
         each twice. 0 = none.
-    head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is short; None = all.
-    head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no `head_terms` then.
-    widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for frame="aligned", 1 for "image".
+    head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is
+        short; None = all.
+    head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no
+        `head_terms` then.
+    widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for
+        frame="aligned", 1 for "image".
     n_spectra : principal components of the spectrum that are drawn along (frame="aligned"); 0 = none.
     n_views : exact turns and mirrors of an image over which `transform` averages (frame="aligned").
     max_steps : "auto" = 40 epochs, at least 600 and at most 4,000 steps.
@@ -161,28 +208,89 @@ class VAE(ImageAutoencoder):
 
     Attributes
     ----------
-    module_, history_, classes_ (with supervision), kl_ (n_factors,) nats a factor, factor_mean_, factor_std_ (n_factors,) over the training cells,
+    module_, history_, classes_ (with supervision), kl_ (n_factors,) nats a factor, factor_mean_, factor_std_
+    (n_factors,) over the training cells,
     error_quantiles_ (101,) : percentiles of the training cells' reconstruction error.
     """
 
-    def __init__(self, n_factors=32, objective="capacity", *, frame="image", beta=None, capacity=50.0, gamma=None, lambda_od=None, discriminator=(1000,) * 6, supervision=0.0, contrast=0.0, head_terms=None, head_hidden=(),
-                 widths=(16, 32, 64, 128), hidden=256, fidelity=None, n_spectra=32, n_views=4, max_steps="auto", batch_size=64, learning_rate=2e-3, device="auto", precision="auto",
-                 random_state=None, checkpoint=None, verbose=False):
-        self.n_factors, self.objective, self.frame, self.beta, self.capacity, self.gamma = n_factors, objective, frame, beta, capacity, gamma
-        self.lambda_od, self.discriminator, self.contrast, self.head_terms, self.head_hidden = lambda_od, discriminator, contrast, head_terms, head_hidden
-        self.supervision, self.widths, self.hidden, self.fidelity, self.n_spectra, self.n_views = supervision, widths, hidden, fidelity, n_spectra, n_views
+    def __init__(
+        self,
+        n_factors=32,
+        objective="capacity",
+        *,
+        frame="image",
+        beta=None,
+        capacity=50.0,
+        gamma=None,
+        lambda_od=None,
+        discriminator=(1000,) * 6,
+        supervision=0.0,
+        contrast=0.0,
+        head_terms=None,
+        head_hidden=(),
+        widths=(16, 32, 64, 128),
+        hidden=256,
+        fidelity=None,
+        n_spectra=32,
+        n_views=4,
+        max_steps="auto",
+        batch_size=64,
+        learning_rate=2e-3,
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        self.n_factors, self.objective, self.frame, self.beta, self.capacity, self.gamma = (
+            n_factors,
+            objective,
+            frame,
+            beta,
+            capacity,
+            gamma,
+        )
+        self.lambda_od, self.discriminator, self.contrast, self.head_terms, self.head_hidden = (
+            lambda_od,
+            discriminator,
+            contrast,
+            head_terms,
+            head_hidden,
+        )
+        self.supervision, self.widths, self.hidden, self.fidelity, self.n_spectra, self.n_views = (
+            supervision,
+            widths,
+            hidden,
+            fidelity,
+            n_spectra,
+            n_views,
+        )
         self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def _check_arguments(self):
-        if self.objective not in PRICES: raise ValueError(f"objective must be one of {', '.join(map(repr, PRICES))}; got {self.objective!r}")
-        if self.frame not in ("image", "aligned"): raise ValueError(f"frame must be 'image' or 'aligned'; got {self.frame!r}")
+        if self.objective not in PRICES:
+            raise ValueError(f"objective must be one of {', '.join(map(repr, PRICES))}; got {self.objective!r}")
+        if self.frame not in ("image", "aligned"):
+            raise ValueError(f"frame must be 'image' or 'aligned'; got {self.frame!r}")
         if self.n_factors < 1: raise ValueError(f"n_factors must be at least 1; got {self.n_factors}")
         if self.n_spectra < 0: raise ValueError(f"n_spectra must be 0 or more; got {self.n_spectra}")
         if self.supervision < 0: raise ValueError(f"supervision must be 0 or more; got {self.supervision}")
-        if self.contrast < 0 or self.contrast and not self._aligned: raise ValueError(f"contrast must be 0 or more, and 0 without frame='aligned', where the images of a batch are turned alike; got {self.contrast}")
-        if self.head_terms is not None and (self.head_hidden or not self.supervision): raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
-        if self.head_terms is not None and self.head_terms < 1: raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
+        if self.contrast < 0 or self.contrast and not self._aligned:
+            raise ValueError(
+                "contrast must be 0 or more, and 0 without frame='aligned', where the images of a batch are turned"
+                f" alike; got {self.contrast}"
+            )
+        if self.head_terms is not None and (self.head_hidden or not self.supervision):
+            raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
+        if self.head_terms is not None and self.head_terms < 1:
+            raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
 
     @property
     def _aligned(self): return self.frame == "aligned"
@@ -193,8 +301,17 @@ class VAE(ImageAutoencoder):
         return (32, 32) if self._aligned else tuple(s + -s % 8 for s in self.image_shape_[1:])
 
     def _build(self):
-        return _Network(self.image_shape_, self.n_factors, self.widths, self.hidden, self._grid, len(getattr(self, "spectrum_axes_", ())),
-                        len(self.classes_) if self.supervision else 0, tuple(self.head_hidden), self.head_terms is not None)
+        return _Network(
+            self.image_shape_,
+            self.n_factors,
+            self.widths,
+            self.hidden,
+            self._grid,
+            len(getattr(self, "spectrum_axes_", ())),
+            len(self.classes_) if self.supervision else 0,
+            tuple(self.head_hidden),
+            self.head_terms is not None,
+        )
 
     def _make_discriminator(self):
         with torch.random.fork_rng(devices=[]):
@@ -202,9 +319,12 @@ class VAE(ImageAutoencoder):
             return Discriminator(self.n_factors, tuple(self.discriminator))
 
     def fit(self, images, y=None):
-        "images (N, C, H, W); y (N,) class names, used only with `supervision`, \"\" = unlabelled. Raises ValueError for what `check_images` refuses."
+        """images (N, C, H, W); y (N,) class names, used only with `supervision`, "" = unlabelled. Raises ValueError for
+        what `check_images` refuses.
+        """
         self._check_arguments()
-        if self.supervision and y is None: raise ValueError(f"supervision={self.supervision} needs labels: call fit(images, y)")
+        if self.supervision and y is None:
+            raise ValueError(f"supervision={self.supervision} needs labels: call fit(images, y)")
         images, y = (check_images(images), None) if not self.supervision else check_images(images, y)
         self._learn_scale(images)
         pixels, weights, codes = self._pixels(images), None, None
@@ -213,13 +333,21 @@ class VAE(ImageAutoencoder):
             codes = np.where(y == "", -1, np.searchsorted(self.classes_, y))
             weights = balanced_weights(codes - codes.min())
             codes = torch.as_tensor(codes)
-        draw, drawn_variance = self._targets(images, pixels)                                    # rows -> (crop or image, spectrum or None)
+        # rows -> (crop or image, spectrum or None)
+        draw, drawn_variance = self._targets(images, pixels)
         self.module_ = self._make_module(self._seed())
-        max_steps = int(np.clip(40 * (len(images) // self.batch_size), 600, 4000)) if self.max_steps == "auto" else self.max_steps
-        price, constants = PRICES[self.objective], {k: v for k in ("beta", "capacity", "gamma", "lambda_od") if (v := getattr(self, k)) is not None}
+        max_steps = (
+            int(np.clip(40 * (len(images) // self.batch_size), 600, 4000))
+            if self.max_steps == "auto"
+            else self.max_steps
+        )
+        price, constants = PRICES[self.objective], {
+            k: v for k in ("beta", "capacity", "gamma", "lambda_od") if (v := getattr(self, k)) is not None
+        }
         fidelity = (2000.0 if self._aligned else 1.0) if self.fidelity is None else self.fidelity
         judge, groups = None, None
-        if self.objective == "factor":                                                  # it learns beside the VAE, at a rate of its own
+        # it learns beside the VAE, at a rate of its own
+        if self.objective == "factor":
             vae_parameters = list(self.module_.parameters())
             judge = constants["discriminator"] = self.module_.discriminator = self._make_discriminator()
             groups = [{"params": vae_parameters}, {"params": list(judge.parameters()), **Discriminator.adam}]
@@ -243,41 +371,62 @@ class VAE(ImageAutoencoder):
                 out["loss"] = out["loss"] + self.contrast * fidelity * out["contrast"]
             if self.supervision:
                 y = codes.to(rows.device)[rows]
-                if self.head_terms is not None: self.module_.head.thin(self._terms_left(t / max_steps), mu.detach().std(0))
+                if self.head_terms is not None:
+                    self.module_.head.thin(self._terms_left(t / max_steps), mu.detach().std(0))
                 out["cross_entropy"] = F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
-                out["loss"] = out["loss"] + self.supervision * (fidelity if self._aligned else 100.0) * out["cross_entropy"]
+                out["loss"] = (
+                    out["loss"] + self.supervision * (fidelity if self._aligned else 100.0) * out["cross_entropy"]
+                )
             return out
 
-        self.history_ = self._train(step, len(images), max_steps=max_steps, weights=weights, schedule="onecycle", weight_decay=0.01, parameters=groups)
+        self.history_ = self._train(
+            step,
+            len(images),
+            max_steps=max_steps,
+            weights=weights,
+            schedule="onecycle",
+            weight_decay=0.01,
+            parameters=groups,
+        )
         if judge is not None: del self.module_.discriminator
         self._remember(images)
         return self
 
     def _terms_left(self, progress):
-        "Weights that the head has now: all of them for three tenths of the training, `head_terms` from seven tenths on."
+        """Weights that the head has now: all of them for three tenths of the training, `head_terms` from seven tenths
+        on.
+        """
         every = self.n_factors * len(self.classes_)
         return self.head_terms + int(max(0, every - self.head_terms) * (1 - np.clip((progress - .3) / .4, 0, 1)) ** 3)
 
     def _targets(self, images, pixels):
         "What to draw, for every row of `images`: (rows, x) -> (drawing, spectrum), and the drawings' total variance."
         if not self._aligned: return (lambda rows, x: (pad_to(x, 8), None)), 1.0
-        kept = images[::-(-len(images) // _KEEP)]                                         # all of them, or a sample for their statistics
+        # all of them, or a sample for their statistics
+        kept = images[::-(-len(images) // _KEEP)]
         crops, spectra = [], []
         with torch.no_grad():
             for k in range(0, len(kept), 512):
                 x = self._scaled(torch.as_tensor(kept[k:k + 512].astype(np.float32)))
-                crops.append(aligned_crops(x)); spectra.append(polar_spectra(x))
+                crops.append(aligned_crops(x))
+                spectra.append(polar_spectra(x))
         crops, spectra = torch.cat(crops), torch.cat(spectra)                            # (N, C, 32, 32), (N, S)
         self.drawing_mean_, self.spectrum_mean_ = crops.mean(0).numpy(), spectra.mean(0).numpy()
         centred = spectra - spectra.mean(0)
         k = min(self.n_spectra, len(kept) - 1)
         _, scale, axes = torch.linalg.svd(centred, full_matrices=False)
-        self.spectrum_axes_ = (axes[:k] / (scale[:k, None] / len(kept) ** 0.5).clamp_min(1e-6)).numpy()  # (k, S): whitens
-        axes, mean, variance = torch.as_tensor(self.spectrum_axes_).T, spectra.mean(0), crops.var(0, correction=0).sum().item()
+        # (k, S): whitens
+        self.spectrum_axes_ = (axes[:k] / (scale[:k, None] / len(kept) ** 0.5).clamp_min(1e-6)).numpy()
+        axes, mean, variance = (
+            torch.as_tensor(self.spectrum_axes_).T,
+            spectra.mean(0),
+            crops.var(0, correction=0).sum().item(),
+        )
         if len(kept) == len(images):
             whitened = centred @ axes
             return (lambda rows, x: (crops.to(rows.device)[rows], whitened.to(rows.device)[rows])), variance
-        def anew(rows, x):                                                               # many images: the batch's targets when they are asked for
+        # many images: the batch's targets when they are asked for
+        def anew(rows, x):
             with torch.no_grad():
                 x = pixels(rows)
                 return aligned_crops(x), (polar_spectra(x) - mean.to(x.device)) @ axes.to(x.device) if k else None
@@ -292,39 +441,52 @@ class VAE(ImageAutoencoder):
         return self._apply(views, images)
 
     def augmented(self, images, n_views: int = 4, random_state: int = 0):
-        """Factors of random views of every image, turned, mirrored, scaled, shifted and gained as in training: (n_views, N, n_factors).
+        """Factors of random views of every image, turned, mirrored, scaled, shifted and gained as in training:
+        (n_views, N, n_factors).
 
         A law fitted on all of them, with labels and groups tiled, does not lean on how one view happens to come out.
         """
         images, view = self._check(images), random_views if self._aligned else turned_alike
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_state)
-            return np.stack([self._apply(lambda x: self.module_.encode(view(self._scaled(x)))[0], images) for _ in range(n_views)])
+            return np.stack(
+                [self._apply(lambda x: self.module_.encode(view(self._scaled(x)))[0], images) for _ in range(n_views)]
+            )
 
     def draw(self, factors):
-        "Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame=\"image\", (N, C, 32, 32) aligned crops with frame=\"aligned\"."
+        """Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame="image", (N, C, 32, 32) aligned
+        crops with frame="aligned".
+        """
         drawing = self._apply(self.module_.decoder, self._check_factors(factors))
         return drawing if self._aligned else self._uncropped(drawing)
 
     def inverse_transform(self, factors):
-        "Factors (N, n_factors) → images (N, C, H, W) in the training images' own range; in their own frame, background removed, with frame=\"aligned\"."
+        """Factors (N, n_factors) → images (N, C, H, W) in the training images' own range; in their own frame,
+        background removed, with frame="aligned".
+        """
         drawing = torch.from_numpy(self.draw(factors))
-        if self._aligned: drawing = F.interpolate(drawing, tuple(self.image_shape_[1:]), mode="bilinear", align_corners=False)
+        if self._aligned:
+            drawing = F.interpolate(drawing, tuple(self.image_shape_[1:]), mode="bilinear", align_corners=False)
         return self._unscaled(drawing).numpy()
 
     def _drawn(self, images):
         "The aligned crops with frame=\"aligned\", scaled."
-        return self._apply(lambda x: aligned_crops(self._scaled(x)), images) if self._aligned else super()._drawn(images)
+        return (
+            self._apply(lambda x: aligned_crops(self._scaled(x)), images) if self._aligned else super()._drawn(images)
+        )
 
     def describe(self, images, pixel_size=None, channel=0):
         """What each factor means, by the measured shape of these cells: see `factors.naming.describe_factors`.
 
-        images (N, C, H, W) as they were recorded; pixel_size in µm, so that areas are in µm². Returns a DataFrame: factor, kl, property, r, r_second, second, name.
+        images (N, C, H, W) as they were recorded; pixel_size in µm, so that areas are in µm². Returns a DataFrame:
+        factor, kl, property, r, r_second, second, name.
         """
         from cellinterp.data.morphology import MORPHOLOGY, measure
         from cellinterp.factors.naming import describe_factors
         images = self._check(images)
-        return describe_factors(self.transform(images), measure(images, pixel_size=pixel_size, channel=channel)[MORPHOLOGY[:7]], self.kl_)
+        return describe_factors(
+            self.transform(images), measure(images, pixel_size=pixel_size, channel=channel)[MORPHOLOGY[:7]], self.kl_
+        )
 
     def head_proba(self, images):
         "With supervision: the head's class probabilities at μ, (N, K) in the order of `classes_`."
@@ -332,17 +494,25 @@ class VAE(ImageAutoencoder):
         return self._apply(lambda z: self.module_.head(z).softmax(-1), self.transform(images))
 
     def head_law(self, digits: int = 4):
-        """The linear head as a law: a fitted `SymbolicClassifier` whose equations are the logits, a class each, over the factors.
+        """The linear head as a law: a fitted `SymbolicClassifier` whose equations are the logits, a class each, over
+        the factors.
 
         With `head_terms` it is short. Raises ValueError for a model without a head, or whose head has hidden layers.
         """
         from cellinterp.laws.symbolic import SymbolicClassifier
-        if not self.supervision or self.head_hidden: raise ValueError("head_law needs a model fitted with supervision > 0 and a linear head (head_hidden=())")
+        if not self.supervision or self.head_hidden:
+            raise ValueError("head_law needs a model fitted with supervision > 0 and a linear head (head_hidden=())")
         head = self.module_.head
-        weight, bias = (head.weight * getattr(head, "mask", 1.0)).detach().cpu().double().numpy(), head.bias.detach().cpu().double().numpy()   # (K, d), (K,)
+        # (K, d), (K,)
+        weight, bias = (
+            head.weight * getattr(head, "mask", 1.0)
+        ).detach().cpu().double().numpy(), head.bias.detach().cpu().double().numpy()
         if len(self.classes_) == 2: weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         names = self.get_feature_names_out()
-        text = [" + ".join([f"({float(b)!r})"] + [f"({float(w)!r})*{n}" for w, n in zip(row, names) if w]) for row, b in zip(weight, bias)]
+        text = [
+            " + ".join([f"({float(b)!r})"] + [f"({float(w)!r})*{n}" for w, n in zip(row, names) if w])
+            for row, b in zip(weight, bias)
+        ]
         return SymbolicClassifier.from_expressions(text, self.classes_, names, digits=digits)
 
 

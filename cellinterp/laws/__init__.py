@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/laws/api.ipynb #f1d6a369
 import lazy_loader
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "blackbox": ["BlackBoxClassifier"],
     "expressions": ["complexity", "evaluate", "parse"],

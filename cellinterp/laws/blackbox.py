@@ -4,15 +4,17 @@
 
 # %% ../../nbs/laws/blackbox.ipynb #1cc506bf
 from __future__ import annotations
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
+from torch import nn
+
 from ..data.images import check_images
 from ..training.augment import random_views, turns
-from ..training.images import ImageEstimator, ConvBlocks
+from ..training.images import ConvBlocks, ImageEstimator
 from ..training.loop import balanced_weights, n_parameters
 
 # %% auto #0
@@ -27,22 +29,49 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
     widths : channels of the convolutional blocks (each halves the image).
     dropout : on the pooled channels.
     n_views : images are seen at test time in this many of the 8 exact turns and mirrors.
-    max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
+    max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see
+        `training.loop.train`.
 
     Attributes
     ----------
-    classes_ : (K,) class names. module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K). history_ : DataFrame. n_parameters_ : int.
+    classes_ : (K,) class names. module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K). history_ :
+        DataFrame. n_parameters_ : int.
     """
 
-    def __init__(self, widths=(16, 32, 64, 128), *, dropout=0.1, weight_decay=0.02, n_views=8, max_steps=600, batch_size=64, learning_rate=4e-3,
-                 device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False):
+    def __init__(
+        self,
+        widths=(16, 32, 64, 128),
+        *,
+        dropout=0.1,
+        weight_decay=0.02,
+        n_views=8,
+        max_steps=600,
+        batch_size=64,
+        learning_rate=4e-3,
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
         self.widths, self.dropout, self.weight_decay, self.n_views = widths, dropout, weight_decay, n_views
         self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def _build(self):
-        return nn.Sequential(ConvBlocks(self.image_shape_[0], self.widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout),
-                             nn.Linear(self.widths[-1], len(self.classes_)))
+        return nn.Sequential(
+            ConvBlocks(self.image_shape_[0], self.widths),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(self.dropout),
+            nn.Linear(self.widths[-1], len(self.classes_)),
+        )
 
     def fit(self, images, y):
         "images (N, C, H, W), y (N,) class names. Raises ValueError for what `check_images` refuses."
@@ -57,7 +86,9 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
             x = random_views(pixels(rows))
             return {"loss": F.cross_entropy(module(x), target.to(rows.device)[rows], label_smoothing=0.05)}
 
-        self.history_ = self._train(step, len(images), weights=balanced_weights(codes), schedule="onecycle", weight_decay=self.weight_decay)
+        self.history_ = self._train(
+            step, len(images), weights=balanced_weights(codes), schedule="onecycle", weight_decay=self.weight_decay
+        )
         self.n_parameters_ = n_parameters(self.module_)
         return self
 

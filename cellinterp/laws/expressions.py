@@ -8,7 +8,11 @@ __all__ = ['MAX_TEXT', 'UNARY', 'FUNCTIONS', 'parse', 'to_text', 'rounded', 'reb
            'residual', 'newton', 'fit_constants', 'canonical']
 
 # %% ../../nbs/laws/expressions.ipynb #d5db3b60
-import ast, keyword, math, operator, re
+import ast
+import keyword
+import math
+import operator
+import re
 from functools import reduce
 
 import numpy as np
@@ -19,15 +23,25 @@ MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 def _sign(v): return np.sign(v)
 
 UNARY = {  # sympy's class name: (value, derivative given argument v and value f)
-    "exp": (np.exp, lambda v, f: f), "log": (np.log, lambda v, f: 1 / v), "Abs": (np.abs, lambda v, f: _sign(v)),
-    "sin": (np.sin, lambda v, f: np.cos(v)), "cos": (np.cos, lambda v, f: -np.sin(v)), "tan": (np.tan, lambda v, f: 1 + f**2),
-    "asin": (np.arcsin, lambda v, f: 1 / np.sqrt(1 - v**2)), "acos": (np.arccos, lambda v, f: -1 / np.sqrt(1 - v**2)), "atan": (np.arctan, lambda v, f: 1 / (1 + v**2)),
-    "sinh": (np.sinh, lambda v, f: np.cosh(v)), "cosh": (np.cosh, lambda v, f: np.sinh(v)), "tanh": (np.tanh, lambda v, f: 1 - f**2),
-    "sign": (np.sign, lambda v, f: 0 * v)}
+    "exp": (np.exp, lambda v, f: f),
+    "log": (np.log, lambda v, f: 1 / v),
+    "Abs": (np.abs, lambda v, f: _sign(v)),
+    "sin": (np.sin, lambda v, f: np.cos(v)),
+    "cos": (np.cos, lambda v, f: -np.sin(v)),
+    "tan": (np.tan, lambda v, f: 1 + f**2),
+    "asin": (np.arcsin, lambda v, f: 1 / np.sqrt(1 - v**2)),
+    "acos": (np.arccos, lambda v, f: -1 / np.sqrt(1 - v**2)),
+    "atan": (np.arctan, lambda v, f: 1 / (1 + v**2)),
+    "sinh": (np.sinh, lambda v, f: np.cosh(v)),
+    "cosh": (np.cosh, lambda v, f: np.sinh(v)),
+    "tanh": (np.tanh, lambda v, f: 1 - f**2),
+    "sign": (np.sign, lambda v, f: 0 * v),
+}
 _ALIASES = {"abs": "Abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}  # other spellings of the same
 _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow}
 _POWERS = {"square": 2, "cube": 3, "inv": -1}
-FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})  # all that `parse` accepts
+# all that `parse` accepts
+FUNCTIONS = sorted({*UNARY, *_ALIASES, *_BINARY, *_POWERS, "neg", "sqrt", "max", "min", "Max", "Min"})
 
 # %% ../../nbs/laws/expressions.ipynb #c6e3257c
 def _tidy():
@@ -36,7 +50,9 @@ def _tidy():
     return distribute(False)
 
 def _make(kind, args):
-    "A node of a tree. Functions are made with sympy's own rules: pulling a minus out of tanh(-(x + y)) never ends where nothing is multiplied out."
+    """A node of a tree. Functions are made with sympy's own rules: pulling a minus out of tanh(-(x + y)) never ends
+    where nothing is multiplied out.
+    """
     import sympy
     from sympy.core.parameters import distribute
     if kind in (sympy.Add, sympy.Mul, sympy.Pow): return kind(*args)
@@ -45,16 +61,23 @@ def _make(kind, args):
 def _number(x):
     "A finite number as sympy keeps it: whole numbers (they are structure: exponents) stay Integer, others Float."
     import sympy
-    if isinstance(x, complex) or not math.isfinite(x): raise ValueError("a constant in the equation is not a finite real number")
+    if isinstance(x, complex) or not math.isfinite(x):
+        raise ValueError("a constant in the equation is not a finite real number")
     return sympy.Integer(x) if isinstance(x, int) and abs(x) < 10**15 else sympy.Float(float(x))
 
 def _power(base, exponent):
     import sympy
     if exponent.is_number:
         if abs(exponent) > 100: raise ValueError(f"exponent {exponent} is beyond 100")
-        if base.is_number: return _number(float(base) ** float(exponent)) if not (base.is_Integer and exponent.is_Integer and exponent >= 0) else _number(int(base) ** int(exponent))
+        if base.is_number:
+            return (
+                _number(float(base) ** float(exponent))
+                if not (base.is_Integer and exponent.is_Integer and exponent >= 0)
+                else _number(int(base) ** int(exponent))
+            )
     out = base ** exponent
-    if any(n.is_Integer and abs(int(n)).bit_length() > 64 for n in out.atoms(sympy.Number)): raise ValueError("a number in the equation is too large")
+    if any(n.is_Integer and abs(int(n)).bit_length() > 64 for n in out.atoms(sympy.Number)):
+        raise ValueError("a number in the equation is too large")
     return out
 
 def _apply(name, args):
@@ -94,33 +117,57 @@ def parse(text, names=None):
     if not isinstance(text, str): raise ValueError(f"an equation is text, got {type(text).__name__}")
     if len(text) > MAX_TEXT: raise ValueError(f"an equation of {len(text)} characters; at most {MAX_TEXT} are read")
     shown = text if len(text) < 80 else text[:77] + "..."
-    try: tree = ast.parse(text.strip().replace("^", "**"), mode="eval")  # PySR writes powers as ^
-    except (SyntaxError, ValueError, RecursionError, MemoryError): raise ValueError(f"not an equation: {shown!r}") from None
+    try:
+        tree = ast.parse(text.strip().replace("^", "**"), mode="eval")  # PySR writes powers as ^
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"not an equation: {shown!r}") from None
     def walk(node):
         match node:
-            case ast.Expression(): return walk(node.body)
-            case ast.Constant(value=v) if type(v) in (int, float): return _number(v)
+            case ast.Expression():
+                return walk(node.body)
+            case ast.Constant(value=v) if type(v) in (int, float):
+                return _number(v)
             case ast.Name(id=name):
-                if names is not None and name not in names: raise ValueError(f"unknown variable {name!r} in {shown!r}; known: {', '.join(list(names)[:8])}{' ...' if len(names) > 8 else ''}")
-                if name.startswith("__"): raise ValueError(f"variable {name!r} is not allowed in an equation: {shown!r}")
+                if names is not None and name not in names:
+                    raise ValueError(
+                        f"unknown variable {name!r} in {shown!r}; known:"
+                        f" {', '.join(list(names)[:8])}{' ...' if len(names) > 8 else ''}"
+                    )
+                if name.startswith("__"):
+                    raise ValueError(f"variable {name!r} is not allowed in an equation: {shown!r}")
                 return sympy.Symbol(name)
-            case ast.UnaryOp(op=ast.USub()): return -walk(node.operand)
-            case ast.UnaryOp(op=ast.UAdd()): return walk(node.operand)
-            case ast.BinOp(op=ast.Add()): return walk(node.left) + walk(node.right)
-            case ast.BinOp(op=ast.Sub()): return walk(node.left) - walk(node.right)
-            case ast.BinOp(op=ast.Mult()): return walk(node.left) * walk(node.right)
+            case ast.UnaryOp(op=ast.USub()):
+                return -walk(node.operand)
+            case ast.UnaryOp(op=ast.UAdd()):
+                return walk(node.operand)
+            case ast.BinOp(op=ast.Add()):
+                return walk(node.left) + walk(node.right)
+            case ast.BinOp(op=ast.Sub()):
+                return walk(node.left) - walk(node.right)
+            case ast.BinOp(op=ast.Mult()):
+                return walk(node.left) * walk(node.right)
             case ast.BinOp(op=ast.Div()):
                 right = walk(node.right)
-                if right == 0: raise ValueError(f"division by zero in {shown!r}")
+                if right == 0:
+                    raise ValueError(f"division by zero in {shown!r}")
                 return walk(node.left) / right
-            case ast.BinOp(op=ast.Pow()): return _power(walk(node.left), walk(node.right))
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS: return _apply(name, [walk(a) for a in args])
-        what = f"function {node.func.id!r}" if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else type(node).__name__
+            case ast.BinOp(op=ast.Pow()):
+                return _power(walk(node.left), walk(node.right))
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
+                return _apply(name, [walk(a) for a in args])
+        what = (
+            f"function {node.func.id!r}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            else type(node).__name__
+        )
         raise ValueError(f"{what} is not allowed in an equation: {shown!r}")
     try:
-        with _tidy(): out = walk(tree)
-    except (RecursionError, OverflowError, ZeroDivisionError) as e: raise ValueError(f"cannot read {shown!r}: {e}") from None
-    if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I): raise ValueError(f"{shown!r} has no finite real value")
+        with _tidy():
+            out = walk(tree)
+    except (RecursionError, OverflowError, ZeroDivisionError) as e:
+        raise ValueError(f"cannot read {shown!r}: {e}") from None
+    if out.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I):
+        raise ValueError(f"{shown!r} has no finite real value")
     return out
 
 # %% ../../nbs/laws/expressions.ipynb #c759cb39
@@ -155,12 +202,18 @@ def to_latex(expr, name=None):
     import sympy
     def subscript(s):
         m = re.fullmatch(r"([A-Za-z])_?(\d+)", s.name)
-        return f"{m[1]}_{{{m[2]}}}" if m else (s.name if len(s.name) == 1 else r"\mathrm{" + s.name.replace("_", r"\_") + "}")
+        return (
+            f"{m[1]}_{{{m[2]}}}"
+            if m
+            else (s.name if len(s.name) == 1 else r"\mathrm{" + s.name.replace("_", r"\_") + "}")
+        )
     tex = sympy.latex(rounded(expr, 4), symbol_names={s: subscript(s) for s in expr.free_symbols})
     return f"{name} = {tex}" if name else tex
 
 def tidy_names(names):
-    "Column names as identifiers that an equation can hold: 'cell area' becomes cell_area; distinct names stay distinct."
+    """Column names as identifiers that an equation can hold: 'cell area' becomes cell_area; distinct names stay
+    distinct.
+    """
     out = []
     for n in map(str, names):
         n = re.sub(r"\W", "_", n, flags=re.ASCII)
@@ -179,7 +232,8 @@ def complexity(expr):
     """
     if isinstance(expr, str): expr = parse(expr)
     if not expr.args or expr.is_Number: return 1
-    if expr.is_Add:  # a term's sign is the sum's minus, except where every term is negative and none has a constant to carry it
+    # a term's sign is the sum's minus, except where every term is negative and none has a constant to carry it
+    if expr.is_Add:
         signs = [t.could_extract_minus_sign() and t.as_coeff_Mul()[0] == -1 for t in expr.args]
         return sum(complexity(-t if s else t) for t, s in zip(expr.args, signs)) + len(expr.args) - 1 + all(signs)
     if expr.is_Mul:
@@ -243,7 +297,8 @@ def _extreme(pick):
 def compile_numpy(expr, names):
     """A function `f(X, c=None)` of the columns X (N, d) in float64.
 
-    `f(X)` gives values (N,); `f(X, c)` evaluates with constants c (p,) in the order of `constants(expr)` and gives values (N,) and derivatives (p, N).
+    `f(X)` gives values (N,); `f(X, c)` evaluates with constants c (p,) in the order of `constants(expr)` and gives
+    values (N,) and derivatives (p, N).
     """
     expr, names = parse(expr), {n: j for j, n in enumerate(names)}
     unknown = sorted({s.name for s in expr.free_symbols} - set(names))
@@ -251,9 +306,12 @@ def compile_numpy(expr, names):
     count = 0
     def build(e):
         nonlocal count
-        if e.is_Symbol: j = names[e.name]; return lambda X, c: (X[:, j], {})
+        if e.is_Symbol:
+            j = names[e.name]
+            return lambda X, c: (X[:, j], {})
         if e.is_Float:
-            k, value = count, float(e); count += 1
+            k, value = count, float(e)
+            count += 1
             return lambda X, c: (value, {}) if c is None else (c[k], {k: 1.0})
         if e.is_Number or not e.args:
             value = int(e) if e.is_Integer else float(e)
@@ -264,7 +322,8 @@ def compile_numpy(expr, names):
         if name in UNARY:
             f, df = UNARY[name]
             def unary(X, c):
-                u, du = args[0](X, c); v = f(u)
+                u, du = args[0](X, c)
+                v = f(u)
                 if not du: return v, {}
                 slope = df(u, v)
                 return v, {k: slope * g for k, g in du.items()}
@@ -283,13 +342,18 @@ def compile_numpy(expr, names):
     return f
 
 def evaluate(expr, X, names=None):
-    "Values (N,) in float64 of an expression or its text over the columns of X (N, d), named `names` (default: a DataFrame's columns, else z0, z1, ...)."
-    if names is None: names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
+    """Values (N,) in float64 of an expression or its text over the columns of X (N, d), named `names` (default: a
+    DataFrame's columns, else z0, z1, ...).
+    """
+    if names is None:
+        names = tidy_names(X.columns) if hasattr(X, "columns") else [f"z{j}" for j in range(np.shape(X)[1])]
     return compile_numpy(expr, names)(np.asarray(X, dtype=np.float64))
 
 # %% ../../nbs/laws/expressions.ipynb #7020f70b
 def to_torch(exprs, names):
-    """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter `constants` (p,)."""
+    """A torch.nn.Module from columns (N, d) named `names` to margins (N, len(exprs)); its constants are the parameter
+    `constants` (p,).
+    """
     import torch
     exprs = [parse(e) for e in (exprs if isinstance(exprs, (list, tuple)) else [exprs])]
     index = {n: j for j, n in enumerate(names)}
@@ -299,21 +363,31 @@ def to_torch(exprs, names):
         "Margins (N, K) of factors (N, d)."
         def __init__(self):
             super().__init__()
-            self.constants = torch.nn.Parameter(torch.tensor(np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), dtype=torch.get_default_dtype()))
+            self.constants = torch.nn.Parameter(
+                torch.tensor(
+                    np.concatenate([constants(e) for e in exprs] + [np.zeros(0)]), dtype=torch.get_default_dtype()
+                )
+            )
 
         def forward(self, x):  # (N, d) -> (N, K)
             count = 0
             def walk(e):
                 nonlocal count
                 if e.is_Symbol: return x[:, index[e.name]]
-                if e.is_Float: count += 1; return self.constants[count - 1].to(x.dtype)
+                if e.is_Float:
+                    count += 1
+                    return self.constants[count - 1].to(x.dtype)
                 if e.is_Number: return x.new_tensor(float(e))
                 a = [walk(b) for b in e.args]
                 if e.is_Add: return sum(a[1:], a[0])
                 if e.is_Mul: return reduce(operator.mul, a)
                 if e.is_Pow: return a[0].pow(int(e.exp) if e.exp.is_Integer else a[1])
                 name = type(e).__name__
-                return reduce(special[name], a) if name in ("Max", "Min") else special.get(name, getattr(torch, name, None))(*a)
+                return (
+                    reduce(special[name], a)
+                    if name in ("Max", "Min")
+                    else special.get(name, getattr(torch, name, None))(*a)
+                )
             return torch.stack([walk(e).expand(len(x)) for e in exprs], 1)
 
         def extra_repr(self): return "; ".join(to_text(e) for e in exprs)
@@ -321,7 +395,9 @@ def to_torch(exprs, names):
 
 # %% ../../nbs/laws/expressions.ipynb #5b4bac59
 def margin_loss(F, T, weights=None, loss="log", lapse=0.0):
-    "Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the squared error."
+    """Mean loss of margins F (N, m) against targets T (N, m): cross-entropy (m = 1: sigmoid, else softmax) or half the
+    squared error.
+    """
     w = np.ones(len(F)) if weights is None else weights
     if lapse and loss == "log":
         P, T = probabilities(F), np.hstack([1 - T, T]) if T.shape[1] == 1 else T
@@ -338,7 +414,9 @@ def probabilities(F):
     return P / P.sum(1, keepdims=True)
 
 def residual(F, T, loss="log", lapse=0.0):
-    "First and second derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows' trust (N,): how sure it is that the label is no slip."
+    """First and second derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows'
+    trust (N,): how sure it is that the label is no slip.
+    """
     if loss == "squared": return F - T, np.ones_like(F), F, np.ones(len(F))
     P, m, trust = probabilities(F), F.shape[1], np.ones(len(F))
     T = np.hstack([1 - T, T]) if m == 1 else T
@@ -349,7 +427,8 @@ def residual(F, T, loss="log", lapse=0.0):
     return G, trust[:, None] * P * (1 - P), P, trust
 
 def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6, lapse=0.0):
-    """Damped Fisher scoring of each margin's own constants, c = [c_k (p_k,)] * m, for `margins(c) -> F (N, m), [J_k (p_k, N)] * m`, J_k the derivative of margin k by c_k.
+    """Damped Fisher scoring of each margin's own constants, c = [c_k (p_k,)] * m, for `margins(c) -> F (N, m), [J_k
+    (p_k, N)] * m`, J_k the derivative of margin k by c_k.
 
     Returns c and the penalised loss (inf where the margins are not finite from the start).
     """
@@ -378,7 +457,9 @@ def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolera
             step = np.linalg.lstsq(H + damp * np.diag(scale), -g, rcond=1e-12)[0]
             F2, J2 = margins(each(c + step))
             new = value(F2)
-            if new < best: gain, c, F, J, best, damp = best - new, c + step, F2, J2, new, max(damp / 10, 1e-9); break
+            if new < best:
+                gain, c, F, J, best, damp = best - new, c + step, F2, J2, new, max(damp / 10, 1e-9)
+                break
             damp *= 10
         if gain <= tolerance * abs(best): break
     return each(c), best
@@ -424,7 +505,9 @@ def _gather(terms):
         for f in p: count[f] = count.get(f, 0) + 1
     common = max(count, key=lambda f: (count[f], to_text(f)), default=None)
     if common is None or count[common] < 2: return terms
-    inside = [t.as_coeff_Mul()[0] * sympy.Mul(*[f for f in p if f != common]) for t, p in zip(terms, parts) if common in p]
+    inside = [
+        t.as_coeff_Mul()[0] * sympy.Mul(*[f for f in p if f != common]) for t, p in zip(terms, parts) if common in p
+    ]
     k, inner = _pull(sympy.Add(*_gather(inside)))
     return _gather([t for t, p in zip(terms, parts) if common not in p]) + [k * common * inner]
 
@@ -449,7 +532,12 @@ def canonical(expr):
             if e.is_Pow: return k ** args[1] * parts[0] ** args[1]
             for i, s in enumerate(parts):  # -3*(b - a) reads better as 3*(a - b)
                 minus = sum(t.as_coeff_Mul()[0].is_negative for t in s.args) if s.is_Add else 0
-                if s.is_Add and (k == -1 or minus == len(s.args) or (k.is_Float and minus and (2 * minus > len(s.args) or (2 * minus == len(s.args) and k < 0)))): k, parts[i] = -k, sympy.Add(*[-t for t in s.args])
+                if s.is_Add and (
+                    k == -1
+                    or minus == len(s.args)
+                    or (k.is_Float and minus and (2 * minus > len(s.args) or (2 * minus == len(s.args) and k < 0)))
+                ):
+                    k, parts[i] = -k, sympy.Add(*[-t for t in s.args])
             return k * sympy.Mul(*parts)
         if isinstance(e, sympy.exp) and args[0].is_Add:
             c, t = args[0].as_coeff_Add()

@@ -6,7 +6,12 @@
 __all__ = ['INSTALL', 'julia_project', 'pysr_ready', 'pysr_arguments', 'search_pysr', 'read_hall_of_fame', 'best_row']
 
 # %% ../../nbs/laws/pysr_adapter.ipynb #e716cc96
-import json, os, re, shutil, sys, tempfile
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +19,10 @@ import pandas as pd
 
 from .expressions import complexity, parse, rebuild, to_text
 
-INSTALL = "engine='pysr' needs Julia with SymbolicRegression.jl: run `cellinterp doctor --install-julia` once (it downloads about 1 GB), or use engine='operon'"
+INSTALL = (
+    "engine='pysr' needs Julia with SymbolicRegression.jl: run `cellinterp doctor --install-julia` once (it downloads"
+    " about 1 GB), or use engine='operon'"
+)
 
 # %% ../../nbs/laws/pysr_adapter.ipynb #dcf422f8
 def julia_project():
@@ -22,18 +30,34 @@ def julia_project():
     if project := os.getenv("PYTHON_JULIAPKG_PROJECT"): return Path(project)
     prefix = sys.prefix if sys.prefix != sys.base_prefix else os.getenv("CONDA_PREFIX")
     if prefix: return Path(prefix) / "julia_env"
-    return Path((os.getenv("JULIA_DEPOT_PATH") or "~/.julia").split(os.pathsep)[0]).expanduser() / "environments" / "pyjuliapkg"
+    return (
+        Path((os.getenv("JULIA_DEPOT_PATH") or "~/.julia").split(os.pathsep)[0]).expanduser()
+        / "environments"
+        / "pyjuliapkg"
+    )
 
 def pysr_ready():
-    "(True, where Julia is) if PySR can run without downloading anything, else (False, what to install). Imports nothing."
+    """(True, where Julia is) if PySR can run without downloading anything, else (False, what to install). Imports
+    nothing.
+    """
     if "pysr" in sys.modules and hasattr(sys.modules["pysr"], "PySRRegressor"): return True, "PySR is loaded"
     if find_spec("pysr") is None: return False, "engine='pysr' needs the package pysr: pip install pysr"
     project = julia_project()
     try: meta = json.loads((project / "pyjuliapkg" / "meta.json").read_text())
     except (OSError, ValueError): return False, INSTALL
-    julia = os.getenv("PYTHON_JULIAPKG_EXE") or (meta.get("executable") if isinstance(meta, dict) else None) or shutil.which("julia")
+    julia = (
+        os.getenv("PYTHON_JULIAPKG_EXE")
+        or (meta.get("executable") if isinstance(meta, dict) else None)
+        or shutil.which("julia")
+    )
     manifest = next(iter(sorted(project.glob("Manifest*.toml"))), None)
-    if not julia or not Path(julia).exists() or manifest is None or "SymbolicRegression" not in manifest.read_text(errors="replace"): return False, INSTALL
+    if (
+        not julia
+        or not Path(julia).exists()
+        or manifest is None
+        or "SymbolicRegression" not in manifest.read_text(errors="replace")
+    ):
+        return False, INSTALL
     return True, str(julia)
 
 # %% ../../nbs/laws/pysr_adapter.ipynb #0523806b
@@ -42,15 +66,31 @@ def pysr_arguments(operators, max_nodes, max_evaluations, seed, folder):
     binary = [o for o in operators if o in "+-*/"] + (["^"] if "pow" in operators else [])
     unary = [o for o in operators if o not in "+-*/" and o != "pow"]
     flat = [o for o in ("tanh", "sin", "cos") if o in unary]  # never one inside another
-    return dict(binary_operators=binary, unary_operators=unary, nested_constraints={a: {b: 0 for b in flat} for a in flat} or None, maxsize=max(int(max_nodes), 7), max_evals=int(max_evaluations), niterations=10_000,
-                deterministic=True, parallelism="serial", random_state=int(seed), progress=False, verbosity=0, output_directory=str(folder))
+    return dict(
+        binary_operators=binary,
+        unary_operators=unary,
+        nested_constraints={a: {b: 0 for b in flat} for a in flat} or None,
+        maxsize=max(int(max_nodes), 7),
+        max_evals=int(max_evaluations),
+        niterations=10_000,
+        deterministic=True,
+        parallelism="serial",
+        random_state=int(seed),
+        progress=False,
+        verbosity=0,
+        output_directory=str(folder),
+    )
 
 def search_pysr(X, y, names, operators, max_nodes, max_evaluations, seed):
     "Texts of PySR's hall of fame for y (N,) over the columns of X (N, d) named `names`."
     os.environ.setdefault("PYTHON_JULIAPKG_OFFLINE", "yes")  # ready or not at all: no download
     import pysr
     with tempfile.TemporaryDirectory() as folder:
-        found = pysr.PySRRegressor(**pysr_arguments(operators, max_nodes, max_evaluations, seed, folder)).fit(X, y).equations_
+        found = (
+            pysr.PySRRegressor(**pysr_arguments(operators, max_nodes, max_evaluations, seed, folder))
+            .fit(X, y)
+            .equations_
+        )
     return [to_text(_renamed(t, names)) for t in found["equation"]]
 
 def _renamed(text, names):
@@ -60,7 +100,8 @@ def _renamed(text, names):
     def leaf(s):
         m = re.fullmatch(r"x(\d+)", s.name) if s.is_Symbol else None
         if not m or s.name in names: return s
-        if int(m[1]) >= len(names): raise ValueError(f"the equation {str(text)!r} uses {s.name}, but there are {len(names)} columns")
+        if int(m[1]) >= len(names):
+            raise ValueError(f"the equation {str(text)!r} uses {s.name}, but there are {len(names)} columns")
         return sympy.Symbol(names[int(m[1])])
     return rebuild(e, leaf)
 
@@ -84,10 +125,16 @@ def read_hall_of_fame(csv, names=None):
     backup = csv.with_name(csv.name + ".bak")
     if backup.exists(): csv = backup
     if not csv.exists(): raise FileNotFoundError(f"no hall of fame at {csv}")
-    try: table = pd.read_csv(csv, converters={"Equation": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{csv.name} is not a hall of fame: {e}") from None
+    try:
+        table = pd.read_csv(csv, converters={"Equation": str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f"{csv.name} is not a hall of fame: {e}") from None
     missing = {"Complexity", "Loss", "Equation"} - set(table.columns)
-    if missing or not len(table): raise ValueError(f"{csv.name} is not a hall of fame: " + (f"columns {', '.join(sorted(missing))} are missing" if missing else "it has no rows"))
+    if missing or not len(table):
+        raise ValueError(
+            f"{csv.name} is not a hall of fame: "
+            + (f"columns {', '.join(sorted(missing))} are missing" if missing else "it has no rows")
+        )
     rows = []
     for i, (c, loss, text) in enumerate(zip(table.Complexity, table.Loss, table.Equation)):
         try:
@@ -95,7 +142,9 @@ def read_hall_of_fame(csv, names=None):
             parse(to_text(e), names)
             rows.append((int(c), float(loss), to_text(e), e))
         except (ValueError, TypeError) as error: raise ValueError(f"{csv.name}, equation {i + 1}: {error}") from None
-    out = pd.DataFrame(rows, columns=["complexity", "loss", "equation", "sympy_format"]).sort_values("complexity", kind="stable", ignore_index=True)
+    out = pd.DataFrame(rows, columns=["complexity", "loss", "equation", "sympy_format"]).sort_values(
+        "complexity", kind="stable", ignore_index=True
+    )
     from cellinterp.laws.symbolic import scores
     out.insert(2, "score", scores(list(out.complexity), list(out.loss)))
     return out

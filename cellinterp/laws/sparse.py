@@ -4,16 +4,20 @@
 
 # %% ../../nbs/laws/sparse.ipynb #a806642e
 from __future__ import annotations
-import copy, math
+
+import copy
+import math
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 from scipy import sparse
 from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
 from ..training.loop import TorchEstimator, balanced_weights, train
 
 # %% auto #0
@@ -21,14 +25,17 @@ __all__ = ['SparseNetwork', 'HardConcrete', 'SparseClassifier', 'plot_path', 'pl
 
 # %% ../../nbs/laws/sparse.ipynb #1031328e
 class SparseNetwork(nn.Module):
-    "A perceptron whose weights carry masks: x (B, n_features) → logits (B, K). Standardises its input by the buffers `mean` and `std`."
+    """A perceptron whose weights carry masks: x (B, n_features) → logits (B, K). Standardises its input by the buffers
+    `mean` and `std`.
+    """
 
     def __init__(self, n_features: int, hidden, n_classes: int):
         super().__init__()
         sizes = [n_features, *hidden, n_classes]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         for k, (a, b) in enumerate(zip(sizes, sizes[1:])): self.register_buffer(f"mask{k}", torch.ones(b, a))
-        self.register_buffer("mean", torch.zeros(n_features)); self.register_buffer("std", torch.ones(n_features))
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
 
     def masks(self): return [getattr(self, f"mask{k}") for k in range(len(self.layers))]
 
@@ -41,14 +48,18 @@ class SparseNetwork(nn.Module):
 
     @torch.no_grad()
     def clean(self):
-        "Drop every weight that lies on no path from an input to an output (dead neurons); a neuron without inputs is a constant, moved into the biases after it."
+        """Drop every weight that lies on no path from an input to an output (dead neurons); a neuron without inputs is
+        a constant, moved into the biases after it.
+        """
         masks = self.masks()
-        for k in range(len(masks) - 1):                                                # forwards: neurons without inputs
+        # forwards: neurons without inputs
+        for k in range(len(masks) - 1):
             idle = masks[k].sum(1) == 0
             constant = F.relu(self.layers[k].bias) * idle
             self.layers[k + 1].bias += (self.layers[k + 1].weight * masks[k + 1]) @ constant
             masks[k + 1][:, idle] = 0
-        for k in range(len(masks) - 2, -1, -1): masks[k][masks[k + 1].sum(0) == 0] = 0   # backwards: neurons without outputs
+        # backwards: neurons without outputs
+        for k in range(len(masks) - 2, -1, -1): masks[k][masks[k + 1].sum(0) == 0] = 0
         for layer, mask in zip(self.layers, masks): layer.weight *= mask
         return self
 
@@ -65,7 +76,9 @@ class HardConcrete(nn.Module):
     "One hard-concrete gate an input (Louizos et al. 2018, eq. 10-12); gates start open."
     gamma, zeta, tau = -0.1, 1.1, 2 / 3
 
-    def __init__(self, n): super().__init__(); self.log_alpha = nn.Parameter(torch.full((n,), 2.0))
+    def __init__(self, n):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.full((n,), 2.0))
 
     def forward(self):
         if self.training:
@@ -87,36 +100,72 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
     penalties : λ of the gates, in steps. prune : fraction of the weights dropped a round.
     validation_fraction : rows held out to walk the path (whole groups where `groups` are given).
     dense_only : stop after the dense network (the row that sparse ones are held against).
-    max_steps : of one training stage; "auto" = a step for every 2 rows, 60 to 400. A fit has about 16 stages, most of them shorter.
-    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`; a checkpoint folder holds one of each stage.
+    max_steps : of one training stage; "auto" = a step for every 2 rows, 60 to 400. A fit has about 16 stages, most of
+        them shorter.
+    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`; a
+        checkpoint folder holds one of each stage.
 
     Attributes
     ----------
     classes_, n_features_in_, module_ (x → logits), kept_ : columns in use. path_ : DataFrame, one row a network on
-        the way: stage, inputs, weights, balanced_accuracy (validation), fidelity (share of validation rows decided as by the dense network), columns (in use), chosen.
+        the way: stage, inputs, weights, balanced_accuracy (validation), fidelity (share of validation rows decided as
+        by the dense network), columns (in use), chosen.
     n_weights_ : int. dense_accuracy_ : validation balanced accuracy of the dense network.
     """
 
-    def __init__(self, hidden=(32, 32), narrow=(8, 8), *, tolerance=0.01, penalties=(0.003, 0.01, 0.03, 0.06, 0.12), prune=0.3, validation_fraction=0.2, dense_only=False,
-                 max_steps="auto", batch_size=256, learning_rate=5e-3, device="cpu", precision="auto", random_state=None, checkpoint=None, verbose=False):
-        self.hidden, self.narrow, self.tolerance, self.penalties, self.prune = hidden, narrow, tolerance, penalties, prune
+    def __init__(
+        self,
+        hidden=(32, 32),
+        narrow=(8, 8),
+        *,
+        tolerance=0.01,
+        penalties=(0.003, 0.01, 0.03, 0.06, 0.12),
+        prune=0.3,
+        validation_fraction=0.2,
+        dense_only=False,
+        max_steps="auto",
+        batch_size=256,
+        learning_rate=5e-3,
+        device="cpu",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False
+    ):
+        self.hidden, self.narrow, self.tolerance, self.penalties, self.prune = (
+            hidden,
+            narrow,
+            tolerance,
+            penalties,
+            prune,
+        )
         self.validation_fraction, self.dense_only = validation_fraction, dense_only
         self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = device, precision, random_state, checkpoint, verbose
+        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
+            device,
+            precision,
+            random_state,
+            checkpoint,
+            verbose,
+        )
 
     def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__(); tags.input_tags.sparse = True
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
         return tags
 
     def _build(self): return SparseNetwork(self.n_features_in_, tuple(self.widths_), len(self.classes_))
 
     def fit(self, X, y, *, groups=None):
-        "X (N, n_features) dense or CSR; y (N,) class names; groups (N,) kept whole in the inner split. Raises ValueError on bad input."
+        """X (N, n_features) dense or CSR; y (N,) class names; groups (N,) kept whole in the inner split. Raises
+        ValueError on bad input.
+        """
         from cellinterp.data.splits import inner_split
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2: raise ValueError(f"y must hold at least two classes; got one class, {self.classes_[0]!r}")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold at least two classes; got one class, {self.classes_[0]!r}")
         seed = self._seed()
         x, target = torch.from_numpy(X.toarray() if sparse.issparse(X) else X), torch.from_numpy(codes)
         fit, held = inner_split(codes, groups, fraction=self.validation_fraction, seed=seed)
@@ -130,35 +179,73 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
             def step(module, k, t):
                 k = rows[k]
                 loss = F.cross_entropy(net(x[k], None if gates is None else gates()), target[k])
-                return {"loss": loss + penalty * gates.open_probability().sum()} if gates is not None else {"loss": loss}
-            stages.append(stage)                                                         # each stage has a checkpoint of its own, so that a fit resumes where it was
+                return (
+                    {"loss": loss + penalty * gates.open_probability().sum()} if gates is not None else {"loss": loss}
+                )
+            # each stage has a checkpoint of its own, so that a fit resumes where it was
+            stages.append(stage)
             folder = None if self.checkpoint is None else f"{self.checkpoint}/{len(stages):02d}-{stage}"
-            train(both, step, len(rows), max_steps=n_steps, batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=1e-4, schedule="onecycle",
-                  weights=balanced_weights(codes[rows]), device="cpu", precision="fp32", random_state=seed, verbose=self.verbose, desc=stage, checkpoint=folder,
-                  parameters=None if gates is None else [{"params": net.parameters()}, {"params": gates.parameters(), "lr": 20 * self.learning_rate}])
+            train(
+                both,
+                step,
+                len(rows),
+                max_steps=n_steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                weight_decay=1e-4,
+                schedule="onecycle",
+                weights=balanced_weights(codes[rows]),
+                device="cpu",
+                precision="fp32",
+                random_state=seed,
+                verbose=self.verbose,
+                desc=stage,
+                checkpoint=folder,
+                parameters=(
+                    None
+                    if gates is None
+                    else [{"params": net.parameters()}, {"params": gates.parameters(), "lr": 20 * self.learning_rate}]
+                ),
+            )
 
         def note(net, stage):
             with torch.no_grad(): said = net(x[held]).argmax(1)
             score = balanced_accuracy_score(codes[held], said)
             state = {k: v.clone() for k, v in net.state_dict().items()}
-            path.append(dict(stage=stage, inputs=len(net.inputs()), weights=net.n_weights(), balanced_accuracy=score, said=said,
-                             columns=" ".join(map(str, net.inputs())), widths=list(self.widths_), state=state))
+            path.append(
+                dict(
+                    stage=stage,
+                    inputs=len(net.inputs()),
+                    weights=net.n_weights(),
+                    balanced_accuracy=score,
+                    said=said,
+                    columns=" ".join(map(str, net.inputs())),
+                    widths=list(self.widths_),
+                    state=state,
+                )
+            )
             return score
 
         # 1. dense
         net = self._make_module(seed)
-        net.mean.copy_(x[fit].mean(0)); std = x[fit].std(0, correction=0); net.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-        net.mask0[:, std <= 1e-6] = 0                                                    # a constant column decides nothing
+        net.mean.copy_(x[fit].mean(0))
+        std = x[fit].std(0, correction=0)
+        net.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        # a constant column decides nothing
+        net.mask0[:, std <= 1e-6] = 0
         learn(net, fit, steps, stage="dense")
         self.dense_accuracy_ = best = note(net, "dense")
         # 2. gates on the trained network, λ growing; the inputs of the last gated network within tolerance
         gates, kept, wide = HardConcrete(x.shape[1]), net.inputs(), copy.deepcopy(net)
         for penalty in self.penalties if not self.dense_only else ():
             learn(net, fit, max(30, steps // 2), gates, penalty, stage="gates")
-            gates.eval(); g = gates().detach()
-            gated = SparseNetwork(x.shape[1], self.hidden, len(self.classes_)); gated.load_state_dict(net.state_dict())
+            gates.eval()
+            g = gates().detach()
+            gated = SparseNetwork(x.shape[1], self.hidden, len(self.classes_))
+            gated.load_state_dict(net.state_dict())
             with torch.no_grad():
-                gated.layers[0].weight *= g; gated.mask0 *= (g > 0)
+                gated.layers[0].weight *= g
+                gated.mask0 *= g > 0
             if len(gated.inputs()) == 0: break
             score = note(gated, f"gates λ={penalty:g}")
             best = max(best, score)
@@ -168,18 +255,28 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
             mean, std = net.mean, net.std
             self.widths_ = list(self.narrow)
             net = self._make_module(seed + 1)
-            net.mean.copy_(mean); net.std.copy_(std)
-            unused = np.setdiff1d(np.arange(x.shape[1]), kept); net.mask0[:, unused] = 0
+            net.mean.copy_(mean)
+            net.std.copy_(std)
+            unused = np.setdiff1d(np.arange(x.shape[1]), kept)
+            net.mask0[:, unused] = 0
             learn(net, fit, steps, stage="narrow")
             score = note(net, "narrow")
             best = max(best, score)
-            if score < best - self.tolerance: net, score, self.widths_ = wide, best, list(self.hidden)   # too narrow for this decision: prune the wide one
+            # too narrow for this decision: prune the wide one
+            if score < best - self.tolerance: net, score, self.widths_ = wide, best, list(self.hidden)
         # 4. prune and fine-tune until nothing is left to give
-        while not self.dense_only and net.n_weights() > 2 * len(self.classes_) and score > best - 5 * max(self.tolerance, .01):
+        while (
+            not self.dense_only
+            and net.n_weights() > 2 * len(self.classes_)
+            and score > best - 5 * max(self.tolerance, 0.01)
+        ):
             _prune(net, self.prune)
-            if len(net.inputs()) == 0: break
+            if len(net.inputs()) == 0:
+                break
             learn(net, fit, max(30, steps // 4), stage="prune")
-            net.clean(); score = note(net, "pruned"); best = max(best, score)
+            net.clean()
+            score = note(net, "pruned")
+            best = max(best, score)
         chosen = min((p for p in path if p["balanced_accuracy"] >= best - self.tolerance), key=lambda p: p["weights"])
         self.widths_ = chosen["widths"]
         self.module_ = self._make_module(seed)
@@ -189,7 +286,17 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
         self.kept_, self.n_weights_ = self.module_.inputs(), self.module_.n_weights()
         import pandas as pd
         kept = ("stage", "inputs", "weights", "balanced_accuracy")
-        self.path_ = pd.DataFrame([{k: p[k] for k in kept} | dict(fidelity=(p["said"] == path[0]["said"]).float().mean().item(), columns=p["columns"], chosen=p is chosen) for p in path])
+        self.path_ = pd.DataFrame(
+            [
+                {k: p[k] for k in kept}
+                | dict(
+                    fidelity=(p["said"] == path[0]["said"]).float().mean().item(),
+                    columns=p["columns"],
+                    chosen=p is chosen,
+                )
+                for p in path
+            ]
+        )
         self.history_ = self.path_
         return self
 
@@ -207,7 +314,8 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
         "Class probabilities (N, K)."
         f = self.decision_function(X)
         f = np.stack([np.zeros_like(f), f], 1) if f.ndim == 1 else f
-        e = np.exp(f - f.max(1, keepdims=True)); return e / e.sum(1, keepdims=True)
+        e = np.exp(f - f.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
 
     def predict(self, X):
         P = self.predict_proba(X)
@@ -216,7 +324,8 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
     def transform(self, X):
         "The same columns, those not in use set to 0: dense → dense, CSR → CSR, of the same width."
         X = self._input(X, dtype=[np.float64, np.float32])
-        keep = np.zeros(self.n_features_in_, dtype=X.dtype); keep[self.kept_] = 1
+        keep = np.zeros(self.n_features_in_, dtype=X.dtype)
+        keep[self.kept_] = 1
         return sparse.csr_array(X.multiply(keep)) if sparse.issparse(X) else X * keep
 
     def get_feature_names_out(self, input_features=None):
@@ -225,36 +334,50 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
 
 
 def _prune(net: SparseNetwork, fraction: float):
-    "Zero the smallest `fraction` of the live weights over all layers (in units of each layer's own scale), at least one."
+    """Zero the smallest `fraction` of the live weights over all layers (in units of each layer's own scale), at least
+    one.
+    """
     with torch.no_grad():
-        scores = [(l.weight.abs() * m / (l.weight.abs() * m).max().clamp_min(1e-9)) for l, m in zip(net.layers, net.masks())]
+        scores = [
+            (l.weight.abs() * m / (l.weight.abs() * m).max().clamp_min(1e-9)) for l, m in zip(net.layers, net.masks())
+        ]
         live = torch.cat([s[m > 0] for s, m in zip(scores, net.masks())])
         cut = live.sort().values[max(0, min(len(live) - 1, int(math.ceil(len(live) * fraction)) - 1))]
         for s, m in zip(scores, net.masks()): m *= s > cut
 
 # %% ../../nbs/laws/sparse.ipynb #8ced0895
 def plot_path(model, ax=None, against="weights"):
-    "Validation accuracy along `path_` against the number of \"weights\" or \"inputs\"; the circle is the model chosen, numbers are inputs."
+    """Validation accuracy along `path_` against the number of "weights" or "inputs"; the circle is the model chosen,
+    numbers are inputs.
+    """
     import matplotlib.pyplot as plt
     if against not in ("weights", "inputs"): raise ValueError(f"against must be 'weights' or 'inputs'; got {against!r}")
     ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
     path = model.path_
-    for kind, rows in path.groupby(path.stage.str.split().str[0], sort=False): ax.plot(rows[against], rows.balanced_accuracy, "o", ms=4, label=kind)
+    for kind, rows in path.groupby(path.stage.str.split().str[0], sort=False):
+        ax.plot(rows[against], rows.balanced_accuracy, "o", ms=4, label=kind)
     ax.margins(y=.1)
     if against == "weights":
         written = []
-        for _, row in path.drop_duplicates("inputs").iloc[::-1].iterrows():                  # smallest first; no number on top of another
+        # smallest first; no number on top of another
+        for _, row in path.drop_duplicates("inputs").iloc[::-1].iterrows():
             if any(abs(np.log(row.weights / w)) < .2 for w in written): continue
-            written.append(row.weights); ax.annotate(row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points")
+            written.append(row.weights)
+            ax.annotate(
+                row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points"
+            )
         ax.set_xscale("log")
     chosen = path[path.chosen]
     ax.plot(chosen[against], chosen.balanced_accuracy, "o", ms=11, mfc="none", mec="k")
-    ax.set(xlabel=against, ylabel="balanced accuracy (validation)"); ax.legend(fontsize=7, frameon=False)
+    ax.set(xlabel=against, ylabel="balanced accuracy (validation)")
+    ax.legend(fontsize=7, frameon=False)
     return ax
 
 # %% ../../nbs/laws/sparse.ipynb #59bf1bbe
 def plot_network(model, names=None, ax=None):
-    "The live neurons and weights of a fitted SparseClassifier, inputs on the left with their `names` (n_features_in_,), classes on the right."
+    """The live neurons and weights of a fitted SparseClassifier, inputs on the left with their `names`
+    (n_features_in_,), classes on the right.
+    """
     import matplotlib.pyplot as plt
     net = model.module_
     weights = [(l.weight * m).detach().cpu().numpy() for l, m in zip(net.layers, net.masks())]
@@ -265,20 +388,31 @@ def plot_network(model, names=None, ax=None):
     for k, w in enumerate(weights):
         for b, a in zip(*np.nonzero(w)):
             (x0, y0), (x1, y1) = place[k][a], place[k + 1][b]
-            ax.plot([x0, x1], [y0, y1], color="tab:red" if w[b, a] > 0 else "tab:blue", lw=.3 + 2.5 * abs(w[b, a]) / abs(w).max(), alpha=.7, zorder=1, solid_capstyle="round")
+            ax.plot(
+                [x0, x1],
+                [y0, y1],
+                color="tab:red" if w[b, a] > 0 else "tab:blue",
+                lw=0.3 + 2.5 * abs(w[b, a]) / abs(w).max(),
+                alpha=0.7,
+                zorder=1,
+                solid_capstyle="round",
+            )
     for k, column in enumerate(place):
         if column: ax.scatter(*zip(*column.values()), s=28, color="white", edgecolor="k", zorder=2)
     for n, (x, y) in place[0].items(): ax.text(x - .08, y, names[n], ha="right", va="center", fontsize=8)
     for n, (x, y) in place[-1].items(): ax.text(x + .08, y, model.classes_[n], ha="left", va="center", fontsize=8)
-    ax.set_xlim(-.9, len(live) - 1 + .9); ax.axis("off")
+    ax.set_xlim(-0.9, len(live) - 1 + 0.9)
+    ax.axis("off")
     return ax
 
 # %% ../../nbs/laws/sparse.ipynb #acdad13a
 def epsilon_set(models, tolerance=None):
     """Which columns the good networks use: a DataFrame, one row a column, most needed first.
 
-    models : fitted SparseClassifiers on the same columns, from several seeds. tolerance : balanced accuracy below a path's best; None = each model's own.
-    Columns: share (of the networks within tolerance that use it, mean over models), lowest and highest share of a model, chosen (how many models' final networks use it), of (models).
+    models : fitted SparseClassifiers on the same columns, from several seeds. tolerance : balanced accuracy below a
+        path's best; None = each model's own.
+    Columns: share (of the networks within tolerance that use it, mean over models), lowest and highest share of a
+    model, chosen (how many models' final networks use it), of (models).
     Raises ValueError without models, or where their columns differ.
     """
     import pandas as pd
@@ -288,12 +422,20 @@ def epsilon_set(models, tolerance=None):
     if len(widths) > 1: raise ValueError(f"models were fitted on different numbers of columns: {sorted(widths)}")
     n, shares = widths.pop(), []
     for m in models:
-        good = m.path_[m.path_.balanced_accuracy >= m.path_.balanced_accuracy.max() - (m.tolerance if tolerance is None else tolerance)]
-        good = good[good.stage != "dense"]                                               # it uses everything by construction
+        good = m.path_[
+            m.path_.balanced_accuracy >= m.path_.balanced_accuracy.max() - (
+                m.tolerance if tolerance is None else tolerance
+            )
+        ]
+        # it uses everything by construction
+        good = good[good.stage != "dense"]
         used = np.array([np.isin(np.arange(n), np.array(c.split(), dtype=int)) for c in good["columns"]]).reshape(-1, n)
         shares.append(used.mean(0) if len(used) else np.full(n, np.nan))
     shares, chosen = np.array(shares), np.array([np.isin(np.arange(n), m.kept_) for m in models])
     known = ~np.isnan(shares).all(1)
     shares = shares[known] if known.any() else np.zeros((1, n))
-    table = pd.DataFrame(dict(share=shares.mean(0), lowest=shares.min(0), highest=shares.max(0), chosen=chosen.sum(0), of=len(models)), index=models[0].get_feature_names_out())
+    table = pd.DataFrame(
+        dict(share=shares.mean(0), lowest=shares.min(0), highest=shares.max(0), chosen=chosen.sum(0), of=len(models)),
+        index=models[0].get_feature_names_out(),
+    )
     return table.sort_values(["share", "chosen"], ascending=False, kind="stable")

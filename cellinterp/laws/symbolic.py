@@ -15,16 +15,40 @@ import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_X_y, check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_is_fitted, check_random_state, check_X_y, validate_data
 
 from ..data.splits import inner_split
-from .expressions import (canonical, compile_numpy, complexity, constants, fit_constants, margin_loss, newton, parse, probabilities, residual, rounded, tidy_names,
-                                         to_latex, to_text, to_torch, with_constants, _make, _tidy)
+from cellinterp.laws.expressions import (
+    _make,
+    _tidy,
+    canonical,
+    compile_numpy,
+    complexity,
+    constants,
+    fit_constants,
+    margin_loss,
+    newton,
+    parse,
+    probabilities,
+    residual,
+    rounded,
+    tidy_names,
+    to_latex,
+    to_text,
+    to_torch,
+    with_constants,
+)
 
 OPERATORS = ("+", "-", "*", "/", "square", "exp")
 
 # %% ../../nbs/laws/symbolic.ipynb #f8e162a1
-_OPERON = {"+": "add", "-": "sub", "*": "mul", "/": "div", **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")}}
+_OPERON = {
+    "+": "add",
+    "-": "sub",
+    "*": "mul",
+    "/": "div",
+    **{n: n for n in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tan", "tanh", "pow")},
+}
 
 def check_operators(operators):
     "Raise ValueError for an operator that no engine here knows."
@@ -41,19 +65,31 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed):
     mean, std = float(y.mean()), float(y.std()) or 1.0
     y = (y - mean) / std  # the engine's own constants start near one
     population = int(np.clip(max_evaluations // 100, 50, 1000))
-    engine = Operon(allowed_symbols=",".join([_OPERON[o] for o in operators] + ["constant", "variable"]), objectives=["mse", "length"], optimizer_iterations=5, epsilon=0,
-                    max_length=max(max_nodes, 3), population_size=population, generations=100_000, max_evaluations=int(max_evaluations), random_state=int(seed))
+    engine = Operon(
+        allowed_symbols=",".join([_OPERON[o] for o in operators] + ["constant", "variable"]),
+        objectives=["mse", "length"],
+        optimizer_iterations=5,
+        epsilon=0,
+        max_length=max(max_nodes, 3),
+        population_size=population,
+        generations=100_000,
+        max_evaluations=int(max_evaluations),
+        random_state=int(seed),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine.fit(np.asfortranarray(X, dtype=np.float64), y)
         label = {h: names[int(v[1:]) - 1] for h, v in engine.variables_.items()}  # Operon calls them X1, X2, ...
-        return [f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_]
+        return [
+            f"{std!r}*{pyoperon.InfixFormatter.Format(m['tree'], label, 12)} + {mean!r}" for m in engine.pareto_front_
+        ]
 
 # %% ../../nbs/laws/symbolic.ipynb #3369c0f1
 def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=True, steps=60, lapse=0.0):
     """Joint laws of growing size, one list of m expressions each, from forward selection of terms.
 
-    X (N, d) columns `names`, T (N, m) targets. Terms are columns and, with `products`, their squares and pairwise products.
+    X (N, d) columns `names`, T (N, m) targets. Terms are columns and, with `products`, their squares and pairwise
+    products.
     """
     import sympy
     n, d = X.shape
@@ -61,7 +97,8 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
     terms = [(j,) for j in range(d)] + ([(i, j) for i in range(d) for j in range(i, d)] if products else [])
     cost = np.array([4 if len(t) == 1 else 5 if t[0] == t[1] else 6 for t in terms])  # nodes that c*term adds to a sum
     A = np.stack([X[:, t[0]] * (X[:, t[1]] if len(t) == 2 else 1) for t in terms], 1)  # (N, D)
-    scale = np.sqrt((A**2).mean(0)); scale[~(scale > 0)] = np.inf
+    scale = np.sqrt((A**2).mean(0))
+    scale[~(scale > 0)] = np.inf
     if not np.isfinite(A).all(): return []
     A = A / scale
     ones, active, c, out = np.ones((n, 1)), [[] for _ in range(m)], [np.zeros(1) for _ in range(m)], []
@@ -77,7 +114,8 @@ def sparse_sums(X, T, names, max_nodes, *, weights=None, loss="log", products=Tr
                 laws = []
                 for k in range(m):
                     e = sympy.Float(c[k][0])
-                    for a, t in zip(c[k][1:], active[k]): e += sympy.Float(a / scale[t]) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[t]])
+                    for a, t in zip(c[k][1:], active[k]):
+                        e += sympy.Float(a / scale[t]) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[t]])
                     laws.append(e)
             out.append(laws)
         gain = (A.T @ (w[:, None] * G)) ** 2 / ((A**2).T @ (w[:, None] * curve) + 1e-9)  # (D, m)
@@ -103,7 +141,20 @@ def _put(e, at, new):
     args[at[0]] = _put(args[at[0]], at[1:], new)
     return _make(e.func, args)
 
-KINDS = {"wrap": 9, "wrap_scaled": 5, "variable": 4, "add": 3, "multiply": 5, "drop": 6, "constant": 4, "unit": 6, "borrow": 4, "factor": 3, "divide": 4}  # how often each edit is tried
+# how often each edit is tried
+KINDS = {
+    "wrap": 9,
+    "wrap_scaled": 5,
+    "variable": 4,
+    "add": 3,
+    "multiply": 5,
+    "drop": 6,
+    "constant": 4,
+    "unit": 6,
+    "borrow": 4,
+    "factor": 3,
+    "divide": 4,
+}
 
 def edit(e, r, variables, functions, others, divide=False):
     "One random edit of expression e: r is a numpy Generator, `others` are expressions to borrow parts from."
@@ -112,24 +163,41 @@ def edit(e, r, variables, functions, others, divide=False):
     at, s = places[r.integers(len(places))]
     v = variables[r.integers(len(variables))]
     c = sympy.Float(r.choice([-1, 1]) * r.choice([0.1, 0.5, 1.01, 2.0]))
-    wrap = lambda s: s**2 if (f := functions[r.integers(len(functions))]) == "square" else _make(getattr(sympy, {"abs": "Abs"}.get(f, f)), [s]) if f != "sqrt" else sympy.sqrt(s)
+    def wrap(s):
+        return (
+            s**2
+            if (f := functions[r.integers(len(functions))]) == "square"
+            else _make(getattr(sympy, {"abs": "Abs"}.get(f, f)), [s]) if f != "sqrt" else sympy.sqrt(s)
+        )
     kind = r.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
     with _tidy():
-        if kind == "wrap" and functions and not s.is_Number: s = wrap(s)
-        elif kind == "wrap_scaled" and functions and not s.is_Number: s = c * wrap(s * sympy.Float(r.choice([0.3, 1.01]))) + (s if r.random() < 0.3 else 0)
+        if kind == "wrap" and functions and not s.is_Number:
+            s = wrap(s)
+        elif kind == "wrap_scaled" and functions and not s.is_Number:
+            s = c * wrap(s * sympy.Float(r.choice([0.3, 1.01]))) + (s if r.random() < 0.3 else 0)
         elif kind == "variable":
             spots = [(at, s) for at, s in places if s.is_Symbol] or places
-            at, s = spots[r.integers(len(spots))]; s = v
-        elif kind == "add": s = s + c * (v if r.random() < 0.7 else v**2 if "square" in functions else 1)
-        elif kind == "multiply" and not s.is_Number: s = s * (v if r.random() < 0.5 else v + c)
-        elif kind == "divide" and divide and not s.is_Number: s = s / (v, v**2, v + c)[r.integers(3)]
+            at, s = spots[r.integers(len(spots))]
+            s = v
+        elif kind == "add":
+            s = s + c * (v if r.random() < 0.7 else v**2 if "square" in functions else 1)
+        elif kind == "multiply" and not s.is_Number:
+            s = s * (v if r.random() < 0.5 else v + c)
+        elif kind == "divide" and divide and not s.is_Number:
+            s = s / (v, v**2, v + c)[r.integers(3)]
         elif kind == "drop" and s.args:
-            if s.is_Add or s.is_Mul: i = r.integers(len(s.args)); s = s.func(*[a for j, a in enumerate(s.args) if j != i])
-            else: s = s.args[0]
-        elif kind == "constant": s = s + c if r.random() < 0.5 or s.is_Number else c * s
+            if s.is_Add or s.is_Mul:
+                i = r.integers(len(s.args))
+                s = s.func(*[a for j, a in enumerate(s.args) if j != i])
+            else:
+                s = s.args[0]
+        elif kind == "constant":
+            s = s + c if r.random() < 0.5 or s.is_Number else c * s
         elif kind == "unit":
             spots = [(at, s) for at, s in places if s.is_Float]
-            if spots: at, s = spots[r.integers(len(spots))]; s = sympy.Integer(r.choice([0, 1 if s > 0 else -1, 1 if s > 0 else -1]))
+            if spots:
+                at, s = spots[r.integers(len(spots))]
+                s = sympy.Integer(r.choice([0, 1 if s > 0 else -1, 1 if s > 0 else -1]))
         elif kind == "borrow":
             parts = list(_paths(others[r.integers(len(others))]))
             s = parts[r.integers(len(parts))][1]
@@ -139,7 +207,8 @@ def edit(e, r, variables, functions, others, divide=False):
                 at, s = spots[r.integers(len(spots))]
                 coefs = [t.as_coeff_Mul() for t in s.args]
                 k = abs([c for c, t in coefs if c.is_Float][r.integers(sum(c.is_Float for c, t in coefs))])
-                snap = lambda q: sympy.Integer(1 if q > 0 else -1) if 0.5 < abs(q) < 2 else q
+                def snap(q):
+                    return sympy.Integer(1 if q > 0 else -1) if 0.5 < abs(q) < 2 else q
                 s = k * s.func(*[snap(c / k) * t for c, t in coefs])
         return _put(e, at, s)
 
@@ -153,7 +222,14 @@ class Archive:
 
     def __init__(self, X, T, names, max_nodes, weights=None, loss="log", lapse=0.0):
         self.lapse = lapse
-        self.X, self.T, self.names, self.max_nodes, self.weights, self.loss = X, T, list(names), max_nodes, weights, loss
+        self.X, self.T, self.names, self.max_nodes, self.weights, self.loss = (
+            X,
+            T,
+            list(names),
+            max_nodes,
+            weights,
+            loss,
+        )
         self.best, self.seen = {}, set()  # complexity -> (loss, expression)
         with np.errstate(all="ignore"): self.A = np.hstack([X, X**2, np.exp(X)])  # (N, 3d): what `guided` may add
 
@@ -169,8 +245,12 @@ class Archive:
         def margins(c):
             v, J = f(self.X, c[0])
             return v[:, None], [J]
-        try: (c,), value = newton(margins, [constants(e)], self.T, self.weights, self.loss, steps=steps, lapse=self.lapse)
-        except (TypeError, ValueError, np.linalg.LinAlgError): return False  # complex or diverging constants
+        try:
+            (c,), value = newton(
+                margins, [constants(e)], self.T, self.weights, self.loss, steps=steps, lapse=self.lapse
+            )
+        except (TypeError, ValueError, np.linalg.LinAlgError):
+            return False  # complex or diverging constants
         if not value < self.best.get(n, (np.inf,))[0]: return False
         self.best[n] = value, with_constants(e, c)
         return True
@@ -185,13 +265,19 @@ class Archive:
         up, down, w = moved(1e-4), moved(-1e-4), 1.0 if self.weights is None else self.weights
         slope, f = (up - down) / 2e-4, (up + down) / 2  # df/ds at that place
         G, curve = (a[:, 0] for a in residual(f[:, None], self.T, self.loss, self.lapse)[:2])
-        with np.errstate(all="ignore"): gradient, curvature = self.A.T @ (-w * G * slope), (self.A**2).T @ (curve * slope**2 * w)
+        with np.errstate(all="ignore"):
+            gradient, curvature = self.A.T @ (-w * G * slope), (self.A**2).T @ (curve * slope**2 * w)
         with np.errstate(all="ignore"): gain = np.nan_to_num(gradient**2 / curvature, nan=0.0, posinf=0.0)
         if not allow_exp: gain[2 * len(self.names):] = 0
         j = np.argsort(-gain, kind="stable")[min(int(r.exponential(1.0)), 2, len(gain) - 1)]
         if not gain[j] > 0 or not np.isfinite(gradient[j] / curvature[j]): return e
         v = sympy.Symbol(self.names[j % len(self.names)])
-        with _tidy(): return _put(e, at, s + sympy.Float(float(gradient[j] / curvature[j])) * (v, v**2, sympy.exp(v))[j // len(self.names)])
+        with _tidy():
+            return _put(
+                e,
+                at,
+                s + sympy.Float(float(gradient[j] / curvature[j])) * (v, v**2, sympy.exp(v))[j // len(self.names)],
+            )
 
     def front(self):
         "[(complexity, loss, expression)], each with a lower loss than all before."
@@ -205,7 +291,10 @@ class Archive:
         import sympy
         r = np.random.default_rng(seed)
         functions = [o for o in operators if o in ("square", "exp", "log", "sqrt", "abs", "sin", "cos", "tanh")]
-        tried, price = 0, np.log(len(self.X)) / (4 * len(self.X)) * (1.0 if self.loss == "log" else min(v for v, _ in self.best.values()) if self.best else 0)  # about BIC: half a constant a node
+        # about BIC: half a constant a node
+        tried, price = 0, np.log(len(self.X)) / (4 * len(self.X)) * (
+            1.0 if self.loss == "log" else min(v for v, _ in self.best.values()) if self.best else 0
+        )
         for _ in range(20 * n_edits):
             if tried >= n_edits or not self.best: break
             front = self.front()
@@ -214,15 +303,23 @@ class Archive:
             pool = [sympy.Symbol(v) for v in (used if r.random() < 0.8 else variables or self.names)]
             i = order[min(int(r.exponential(3)), len(front) - 1)]
             before = len(self.seen)
-            try: new = self.guided(front[i][2], r, "exp" in functions) if r.random() < 0.33 else edit(front[i][2], r, pool, functions, [e for _, _, e in front], "/" in operators)
-            except (TypeError, ValueError, OverflowError, ZeroDivisionError): continue
+            try:
+                new = (
+                    self.guided(front[i][2], r, "exp" in functions)
+                    if r.random() < 0.33
+                    else edit(front[i][2], r, pool, functions, [e for _, _, e in front], "/" in operators)
+                )
+            except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+                continue
             if new.has(sympy.nan, sympy.zoo, sympy.oo, sympy.I): continue
             self.add(new)
             tried += len(self.seen) > before
 
 # %% ../../nbs/laws/symbolic.ipynb #eae25a77
 def _unsquashed(text, names, keep):
-    "An engine's text as an expression, tanh taken off where it served as a squasher only; None for a constant out of range."
+    """An engine's text as an expression, tanh taken off where it served as a squasher only; None for a constant out of
+    range.
+    """
     try: e = parse(text, names)
     except ValueError: return None
     if keep: return e
@@ -246,10 +343,31 @@ def _rows(n, limit, seed):
 
 OUTER = {"exp": np.log, "sqrt": np.square}  # an outer function, and what undoes it
 
-def search_margin(X, y, T, names, *, engine, operators, max_nodes, max_evaluations, n_restarts, n_edits, seed, weights=None, loss="log", lapse=0.0, squash=False, starts=(), outers=(None,), max_rows=2000):
+def search_margin(
+    X,
+    y,
+    T,
+    names,
+    *,
+    engine,
+    operators,
+    max_nodes,
+    max_evaluations,
+    n_restarts,
+    n_edits,
+    seed,
+    weights=None,
+    loss="log",
+    lapse=0.0,
+    squash=False,
+    starts=(),
+    outers=(None,),
+    max_rows=2000,
+):
     """The front of one margin: [(complexity, loss, text)].
 
-    y (N,) is what the engine fits by squares, T (N,) what constants are fitted to by likelihood; `starts` are texts that enter the archive first.
+    y (N,) is what the engine fits by squares, T (N,) what constants are fitted to by likelihood; `starts` are texts
+    that enter the archive first.
     `outers`: restarts take turns in searching y itself (None) or what is inside an outer "exp" or "sqrt".
     """
     rows = _rows(len(X), max_rows, seed)
@@ -259,19 +377,41 @@ def search_margin(X, y, T, names, *, engine, operators, max_nodes, max_evaluatio
         some = _rows(len(X), max_rows, seed + i)  # every restart sees other rows
         outside.append(outers[i % len(outers)])
         goal = y[some] if outside[-1] is None else OUTER[outside[-1]](y[some])
-        sources.append(search(X[some], goal, names, (*operators, "tanh") if squash and "tanh" not in operators else operators, max_nodes + 4 * squash - (outside[-1] is not None), max_evaluations, seed + i))
+        sources.append(
+            search(
+                X[some],
+                goal,
+                names,
+                (*operators, "tanh") if squash and "tanh" not in operators else operators,
+                max_nodes + 4 * squash - (outside[-1] is not None),
+                max_evaluations,
+                seed + i,
+            )
+        )
     sources = [[e for t in texts if (e := _unsquashed(t, names, "tanh" in operators)) is not None] for texts in sources]
     sources = [[_wrapped(e, outer) for e in forms] for forms, outer in zip(sources, outside)]
     if engine == "pysr":  # it has no free scale around a form, as Operon has
         import sympy
-        with _tidy(): sources = [forms + [sympy.Float(1.0) * e for e in forms] for forms in sources]
+
+        with _tidy():
+            sources = [forms + [sympy.Float(1.0) * e for e in forms] for forms in sources]
+
     def refined(forms, n_edits, seed):
-        archive = Archive(X[rows], T[rows, None], names, max_nodes, None if weights is None else weights[rows], loss, lapse)
-        for e in forms: archive.add(e, steps=20)
+        archive = Archive(
+            X[rows], T[rows, None], names, max_nodes, None if weights is None else weights[rows], loss, lapse
+        )
+        for e in forms:
+            archive.add(e, steps=20)
         archive.refine(n_edits, seed, operators)
         return archive
-    found, islands = sum(sources, []), 4 if n_edits >= 300 else 0  # refinements apart, from different starts, fall into different dead ends; a last one starts from the best of all
-    apart = [e for i in range(islands) for _, _, e in refined(sources[i % len(sources)] or found, n_edits // 6, seed + i + 1).front()]
+
+    # refinements apart, from different starts, fall into different dead ends; a last one starts from the best of all
+    found, islands = sum(sources, []), 4 if n_edits >= 300 else 0
+    apart = [
+        e
+        for i in range(islands)
+        for _, _, e in refined(sources[i % len(sources)] or found, n_edits // 6, seed + i + 1).front()
+    ]
     archive = refined(found + apart, n_edits - islands * (n_edits // 6), seed)
     return [(n, value, to_text(e)) for n, value, e in archive.front()]
 
@@ -292,7 +432,8 @@ def _in_processes(jobs, n_jobs):
     "Results of search_margin(**job) for each job; the same for any number of processes."
     import os
     heavy = sum(j["n_restarts"] * j["max_evaluations"] * min(len(j["X"]), 2000) + j["n_edits"] * 1e5 for j in jobs)
-    n = min(len(jobs), n_jobs or (os.cpu_count() or 1)) if heavy > 5e7 and jobs and jobs[0]["engine"] == "operon" else 1  # starting a process costs about two seconds
+    # starting a process costs about two seconds
+    n = min(len(jobs), n_jobs or (os.cpu_count() or 1)) if heavy > 5e7 and jobs and jobs[0]["engine"] == "operon" else 1
     if n <= 1: return [search_margin(**j) for j in jobs]
     from joblib import Parallel, delayed
     return Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs)
@@ -306,19 +447,22 @@ def pareto(complexities, losses):
     return out
 
 def simplest(losses, tolerance=0.02, floor=1e-3, mistakes=None):
-    """Position of the first law (simplest first) whose loss is within `tolerance` of the smallest, or which makes no more `mistakes` than the law of smallest loss.
+    """Position of the first law (simplest first) whose loss is within `tolerance` of the smallest, or which makes no
+    more `mistakes` than the law of smallest loss.
 
     `floor`: a difference in loss too small to matter.
     """
     losses = np.asarray(losses)
     good = losses <= losses.min() * (1 + tolerance) + floor
-    if mistakes is not None: good |= (losses <= 1.25 * losses.min()) & (np.asarray(mistakes) <= mistakes[int(losses.argmin())] + 1e-12)
+    if mistakes is not None:
+        good |= (losses <= 1.25 * losses.min()) & (np.asarray(mistakes) <= mistakes[int(losses.argmin())] + 1e-12)
     return int(np.argmax(good))
 
 def scores(complexities, losses):
     "PySR's score along a front: -ln(loss ratio) per added node, first 0."
     out = [0.0]
-    for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]): out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
+    for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]):
+        out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
     return out
 
 # %% ../../nbs/laws/symbolic.ipynb #e81ccbf0
@@ -335,24 +479,37 @@ class _Law(BaseEstimator):
         return validate_data(self, X, accept_sparse="csr", dtype=np.float64, **kw)
 
     def _varying(self, X, limit=64, target=None):
-        "Indices of the columns that vary, at most `limit`: those whose value or square correlates most with a column of target (N, m)."
+        """Indices of the columns that vary, at most `limit`: those whose value or square correlates most with a column
+        of target (N, m).
+        """
         sparse = hasattr(X, "tocsr")
-        low, high = (X.min(axis=0).toarray().ravel(), X.max(axis=0).toarray().ravel()) if sparse else (X.min(0), X.max(0))
+        low, high = (
+            (X.min(axis=0).toarray().ravel(), X.max(axis=0).toarray().ravel()) if sparse else (X.min(0), X.max(0))
+        )
         keep = np.flatnonzero(high > low)
         if len(keep) > limit and target is not None:
             A = X[:, keep].toarray() if sparse else X[:, keep]
             A, T = A - A.mean(0), target - target.mean(0)
             with np.errstate(all="ignore"):
-                strength = np.maximum(*[np.nan_to_num(np.abs((B - B.mean(0)).T @ T) / (B.std(0)[:, None] * T.std(0) * len(T))).max(1) for B in (A, A**2)])
+                strength = np.maximum(
+                    *[
+                        np.nan_to_num(np.abs((B - B.mean(0)).T @ T) / (B.std(0)[:, None] * T.std(0) * len(T))).max(1)
+                        for B in (A, A**2)
+                    ]
+                )
             keep = np.sort(keep[np.argsort(-strength, kind="stable")[:limit]])
         return keep
 
     def _set_names(self):
         n = self.n_features_in_
-        self.names_ = tidy_names(self.feature_names_in_) if hasattr(self, "feature_names_in_") else [f"z{j}" for j in range(n)]
+        self.names_ = (
+            tidy_names(self.feature_names_in_) if hasattr(self, "feature_names_in_") else [f"z{j}" for j in range(n)]
+        )
 
     def _budget(self, n, margins):
-        "Evaluations a restart, restarts and edits for each of `margins` searches; grows with the rows, so that tiny data take milliseconds."
+        """Evaluations a restart, restarts and edits for each of `margins` searches; grows with the rows, so that tiny
+        data take milliseconds.
+        """
         total = self.max_evaluations if self.max_evaluations is not None else int(np.clip(100 * n, 1000, 400_000))
         edits = self.n_edits if self.n_edits is not None else int(np.clip(n, 20, 4000))
         each = max(total // margins, 1)
@@ -361,18 +518,29 @@ class _Law(BaseEstimator):
 
     def _check(self):
         check_operators(self.operators)
-        if not isinstance(self.max_nodes, (int, np.integer)) or self.max_nodes < 1: raise ValueError(f"max_nodes must be a whole number of at least 1, got {self.max_nodes!r}")
+        if not isinstance(self.max_nodes, (int, np.integer)) or self.max_nodes < 1:
+            raise ValueError(f"max_nodes must be a whole number of at least 1, got {self.max_nodes!r}")
 
     def _store(self, laws, labels, losses, chosen):
         "laws: one list of expressions a candidate, simplest first; labels: the margins' names."
         texts = [[to_text(e) for e in law] for law in laws]
-        keep = [i for i, t in enumerate(texts) if i == chosen or (t not in texts[:i] and t != texts[chosen])]  # two forms can become one when written out
+        # two forms can become one when written out
+        keep = [i for i, t in enumerate(texts) if i == chosen or (t not in texts[:i] and t != texts[chosen])]
         laws, losses, chosen = [laws[i] for i in keep], [losses[i] for i in keep], keep.index(chosen)
         rows = []
         totals = [sum(complexity(e) for e in law) for law in laws]
         for i, (law, score) in enumerate(zip(laws, scores(totals, losses))):
             for label, e in zip(labels, law):
-                rows.append({"class": label, "complexity": complexity(e), "loss": float(losses[i]), "score": score, "equation": to_text(e), "selected": i == chosen})
+                rows.append(
+                    {
+                        "class": label,
+                        "complexity": complexity(e),
+                        "loss": float(losses[i]),
+                        "score": score,
+                        "equation": to_text(e),
+                        "selected": i == chosen,
+                    }
+                )
         self.laws_ = pd.DataFrame(rows)
         self.expressions_ = [to_text(e) for e in laws[chosen]]
         self.complexity_ = np.array([complexity(e) for e in laws[chosen]])
@@ -390,7 +558,9 @@ class _Law(BaseEstimator):
 
     @property
     def equations_(self):
-        "The Pareto front, one row an equation: class, complexity, loss (on held-out rows), score, equation, sympy_format, lambda_format, selected."
+        """The Pareto front, one row an equation: class, complexity, loss (on held-out rows), score, equation,
+        sympy_format, lambda_format, selected.
+        """
         check_is_fitted(self)
         out = self.laws_.copy()
         out["sympy_format"] = [parse(t, self.names_) for t in out.equation]
@@ -421,12 +591,22 @@ class _Law(BaseEstimator):
         tables = [read_hall_of_fame(c, names) for c in csvs]
         used = {s.name for t in tables for e in t.sympy_format for s in e.free_symbols}
         if names is None:
-            if not all(n[0] == "x" and n[1:].isdigit() for n in used): raise ValueError(f"the equations name their columns ({', '.join(sorted(used)[:5])}): give all columns in order as names=")
+            if not all(n[0] == "x" and n[1:].isdigit() for n in used):
+                raise ValueError(
+                    f"the equations name their columns ({', '.join(sorted(used)[:5])}): give all columns in order as"
+                    " names="
+                )
             names = [f"x{j}" for j in range(1 + max((int(n[1:]) for n in used), default=0))]
         else: self.feature_names_in_ = np.array(names, dtype=object)
         self.names_, self.n_features_in_, self.engine_ = list(names), len(names), "pysr"
         rows = [best_row(t) if choose is None else int((t.complexity - choose).abs().idxmin()) for t in tables]
-        self.laws_ = pd.concat([t.drop(columns="sympy_format").assign(**{"selected": t.index == i, "class": label}) for t, i, label in zip(tables, rows, labels)], ignore_index=True)
+        self.laws_ = pd.concat(
+            [
+                t.drop(columns="sympy_format").assign(**{"selected": t.index == i, "class": label})
+                for t, i, label in zip(tables, rows, labels)
+            ],
+            ignore_index=True,
+        )
         self.expressions_ = [t.equation[i] for t, i in zip(tables, rows)]
         self.complexity_ = np.array([complexity(t.sympy_format[i]) for t, i in zip(tables, rows)])
         chosen = {s.name for t, i in zip(tables, rows) for s in t.sympy_format[i].free_symbols}
@@ -435,12 +615,15 @@ class _Law(BaseEstimator):
 
 # %% ../../nbs/laws/symbolic.ipynb #d89e0bc9
 def power_law(X, y, names, max_nodes, operators):
-    "The power law with an exponential above that fits log y best (as sympy), from forward selection; None where y is not positive, a power is no half, or it would not fit `max_nodes`."
+    """The power law with an exponential above that fits log y best (as sympy), from forward selection; None where y is
+    not positive, a power is no half, or it would not fit `max_nodes`.
+    """
     import sympy
     if not (y > 0).all(): return None
     symbols = [sympy.Symbol(n) for n in names]
     terms = [("log", j, np.log(X[:, j])) for j in range(X.shape[1]) if (X[:, j] > 0).all()]
-    if "exp" in operators: terms += [(kind, j, X[:, j] ** k) for j in range(X.shape[1]) for k, kind in ((1, "one"), (2, "two"))]
+    if "exp" in operators:
+        terms += [(kind, j, X[:, j] ** k) for j in range(X.shape[1]) for k, kind in ((1, "one"), (2, "two"))]
     target, ones, chosen = np.log(y), np.ones(len(y)), []
     error, n = np.square(target - target.mean()).mean(), len(y)
     while len(chosen) < 8 and error > 1e-16 * target.var():
@@ -450,7 +633,8 @@ def power_law(X, y, names, max_nodes, operators):
             c = np.linalg.lstsq(A, target, rcond=None)[0]
             trials.append((np.square(target - A @ c).mean(), k, c))
         best = min(trials, key=lambda t: t[0], default=None)
-        if best is None or best[0] > error * n ** (-2 / n): break                        # BIC: a term is worth log(n) / 2
+        # BIC: a term is worth log(n) / 2
+        if best is None or best[0] > error * n ** (-2 / n): break
         error, chosen, c = best[0], chosen + [best[1]], best[2]
     if not chosen: return None
     powers, inside = sympy.Integer(1), sympy.Integer(0)
@@ -458,7 +642,12 @@ def power_law(X, y, names, max_nodes, operators):
         for (kind, j, _), a in zip((terms[k] for k in chosen), c[1:]):
             half = round(2 * a)
             if kind == "log":
-                if abs(a - half / 2) > 0.03 or (half % 2 and "sqrt" not in operators) or (half < 0 and "/" not in operators): return None
+                if (
+                    abs(a - half / 2) > 0.03
+                    or (half % 2 and "sqrt" not in operators)
+                    or (half < 0 and "/" not in operators)
+                ):
+                    return None
                 powers *= symbols[j] ** sympy.Rational(half, 2)
             else: inside += sympy.Float(a) * symbols[j] ** (1 if kind == "one" else 2)
         law = sympy.Float(np.exp(np.clip(c[0], -50, 50))) * powers * (sympy.exp(inside) if inside != 0 else 1)
@@ -466,9 +655,12 @@ def power_law(X, y, names, max_nodes, operators):
 
 # %% ../../nbs/laws/symbolic.ipynb #69d08080
 def ratio_law(X, y, names, max_nodes, operators):
-    "The quotient of sums above that fits y best (as sympy), by backward elimination; None where a denominator would come near zero, more than ten columns came, or it would not fit `max_nodes`."
+    """The quotient of sums above that fits y best (as sympy), by backward elimination; None where a denominator would
+    come near zero, more than ten columns came, or it would not fit `max_nodes`.
+    """
     import sympy
-    X, y = (a[::-(-len(X) // 2000)] for a in (X, y))                                        # enough for so few coefficients
+    # enough for so few coefficients
+    X, y = (a[::-(-len(X) // 2000)] for a in (X, y))
     n, d = X.shape
     if "/" not in operators or d > 10 or n < 20: return None
     tops = [()] + [(j,) for j in range(d)] + [(i, j) for i in range(d) for j in range(i, d)]
@@ -487,12 +679,24 @@ def ratio_law(X, y, names, max_nodes, operators):
         price = n * np.log(max(error, floor)) + np.log(n) * len(active)                       # BIC
         if D.min() * D.max() > 0 and price < best[0]: best = price, (active, c)
         active = [k for k, keep in zip(active, np.arange(len(active)) != np.abs(v).argmin()) if keep]
-    if best[1] is None or not any(terms[k][1] and terms[k][0] for k in best[1][0]): return None  # a plain sum: others propose those
+    # a plain sum: others propose those
+    if best[1] is None or not any(terms[k][1] and terms[k][0] for k in best[1][0]): return None
     active, c = best[1]
     c = c / max((c[i] for i, k in enumerate(active) if terms[k][1]), key=abs)
-    near = lambda a: sympy.Integer(round(a)) if round(a) and abs(a - round(a)) < 1e-7 * abs(a) else sympy.Float(a)
+    def near(a):
+        return sympy.Integer(round(a)) if round(a) and abs(a - round(a)) < 1e-7 * abs(a) else sympy.Float(a)
     with _tidy():
-        total = [sum((near(a) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[k][0]]) for a, k in zip(c, active) if terms[k][1] == below), sympy.Integer(0)) for below in (False, True)]
+        total = [
+            sum(
+                (
+                    near(a) * sympy.Mul(*[sympy.Symbol(names[j]) for j in terms[k][0]])
+                    for a, k in zip(c, active)
+                    if terms[k][1] == below
+                ),
+                sympy.Integer(0),
+            )
+            for below in (False, True)
+        ]
         law = total[0] / total[1]
     return law if law.free_symbols and complexity(law) <= max_nodes else None
 
@@ -503,7 +707,8 @@ class SymbolicRegressor(RegressorMixin, _Law):
     Parameters
     ----------
     engine : 'auto', 'pysr' or 'operon'
-        'auto' takes PySR where Julia and SymbolicRegression.jl are ready, else Operon; recorded in `engine_`. Nothing is ever downloaded.
+        'auto' takes PySR where Julia and SymbolicRegression.jl are ready, else Operon; recorded in `engine_`. Nothing
+        is ever downloaded.
     max_nodes : int
         Largest complexity, in PySR's nodes.
     operators : sequence of str
@@ -517,7 +722,8 @@ class SymbolicRegressor(RegressorMixin, _Law):
     digits : int
         Significant digits of the constants; what is printed is what predicts.
     tolerance : float
-        The simplest law within this fraction of the best held-out loss is selected (or one that makes no more mistakes).
+        The simplest law within this fraction of the best held-out loss is selected (or one that makes no more
+        mistakes).
     n_jobs : int, optional
         Processes; by default all cores where it pays. The result does not depend on it.
     random_state : int, RandomState or None
@@ -531,12 +737,34 @@ class SymbolicRegressor(RegressorMixin, _Law):
     engine_ : str
     """
 
-    def __init__(self, engine="auto", *, max_nodes=20, operators=OPERATORS, max_evaluations=None, n_restarts=None, n_edits=None, digits=7, tolerance=0.02, n_jobs=None, random_state=None):
-        self.engine, self.max_nodes, self.operators, self.max_evaluations, self.n_restarts, self.n_edits = engine, max_nodes, operators, max_evaluations, n_restarts, n_edits
+    def __init__(
+        self,
+        engine="auto",
+        *,
+        max_nodes=20,
+        operators=OPERATORS,
+        max_evaluations=None,
+        n_restarts=None,
+        n_edits=None,
+        digits=7,
+        tolerance=0.02,
+        n_jobs=None,
+        random_state=None
+    ):
+        self.engine, self.max_nodes, self.operators, self.max_evaluations, self.n_restarts, self.n_edits = (
+            engine,
+            max_nodes,
+            operators,
+            max_evaluations,
+            n_restarts,
+            n_edits,
+        )
         self.digits, self.tolerance, self.n_jobs, self.random_state = digits, tolerance, n_jobs, random_state
 
     def fit(self, X, y, *, groups=None):
-        """Find an equation for y (N,) over the columns of X (N, d), dense or CSR; `groups` (N,) are kept whole when rows are held out."""
+        """Find an equation for y (N,) over the columns of X (N, d), dense or CSR; `groups` (N,) are kept whole when
+        rows are held out.
+        """
         import sympy
         self._check()
         X, y = self._data(X, y=y, y_numeric=True, ensure_min_samples=2)
@@ -551,25 +779,64 @@ class SymbolicRegressor(RegressorMixin, _Law):
         laws = [[sympy.Float(y[train].mean())]]
         if len(keep) and np.ptp(y[train]) > 0:
             some = self._varying(Z[train], 30, T[train])
-            sums = sparse_sums(Z[train][:, some], T[train], [names[j] for j in some], self.max_nodes, loss="squared", steps=6)
+            sums = sparse_sums(
+                Z[train][:, some], T[train], [names[j] for j in some], self.max_nodes, loss="squared", steps=6
+            )
             each, restarts, edits = self._budget(len(train), 1)
-            outers = [None] + (["exp"] if "exp" in self.operators and y.min() > 0 else []) + (["sqrt"] if "sqrt" in self.operators and y.min() >= 0 else [])
+            outers = (
+                [None]
+                + (["exp"] if "exp" in self.operators and y.min() > 0 else [])
+                + (["sqrt"] if "sqrt" in self.operators and y.min() >= 0 else [])
+            )
             each, restarts = max(each * restarts // max(restarts, len(outers)), 1), max(restarts, len(outers))
-            formed = [power_law(Z[train], y[train], names, self.max_nodes, self.operators), ratio_law(Z[train], y[train], names, self.max_nodes, self.operators)]
-            if "sqrt" in outers and (inside := ratio_law(Z[train], y[train] ** 2, names, self.max_nodes - 1, self.operators)) is not None: formed.append(_wrapped(inside, "sqrt"))
-            job = dict(X=Z[train], y=y[train], T=y[train], names=names, engine=self.engine_, operators=tuple(self.operators), max_nodes=self.max_nodes, max_evaluations=each,
-                       loss="squared",
-                       starts=[to_text(l[0]) for l in sums] + [to_text(e) for e in formed if e is not None])
-            jobs = [{**job, "outers": (outer,), "n_restarts": restarts // len(outers) + (i < restarts % len(outers)), "n_edits": edits // len(outers), "seed": seed + i} for i, outer in enumerate(outers)]
+            formed = [
+                power_law(Z[train], y[train], names, self.max_nodes, self.operators),
+                ratio_law(Z[train], y[train], names, self.max_nodes, self.operators),
+            ]
+            if (
+                "sqrt" in outers
+                and (inside := ratio_law(Z[train], y[train] ** 2, names, self.max_nodes - 1, self.operators))
+                is not None
+            ):
+                formed.append(_wrapped(inside, "sqrt"))
+            job = dict(
+                X=Z[train],
+                y=y[train],
+                T=y[train],
+                names=names,
+                engine=self.engine_,
+                operators=tuple(self.operators),
+                max_nodes=self.max_nodes,
+                max_evaluations=each,
+                loss="squared",
+                starts=[to_text(l[0]) for l in sums] + [to_text(e) for e in formed if e is not None],
+            )
+            jobs = [
+                {
+                    **job,
+                    "outers": (outer,),
+                    "n_restarts": restarts // len(outers) + (i < restarts % len(outers)),
+                    "n_edits": edits // len(outers),
+                    "seed": seed + i,
+                }
+                for i, outer in enumerate(outers)
+            ]
             laws += [[parse(text)] for front in _in_processes(jobs, self.n_jobs) for _, _, text in front]
         spread = T[train].var() or 1.0
-        fit = lambda law, rows: fit_constants(law, Z[rows], T[rows], names, loss="squared", steps=30)[0]
+        def fit(law, rows):
+            return fit_constants(law, Z[rows], T[rows], names, loss="squared", steps=30)[0]
         fitted = [fit(law, train) for law in laws]
-        clean = [[canonical(e)] for l in fitted if (e := _dusted(l[0])) != l[0]]               # candidates, like all others
+        # candidates, like all others
+        clean = [[canonical(e)] for l in fitted if (e := _dusted(l[0])) != l[0]]
         laws, fitted = laws + clean, fitted + clean
         losses = np.array([margin_loss(_values(law, Z[held], names), T[held], loss="squared") for law in fitted])
         front = pareto([complexity(l[0]) for l in fitted], losses)
-        self._store([[rounded(canonical(e), self.digits) for e in fit(laws[i], slice(None))] for i in front], ["y"], losses[front], simplest(losses[front], self.tolerance, 1e-9 * spread))
+        self._store(
+            [[rounded(canonical(e), self.digits) for e in fit(laws[i], slice(None))] for i in front],
+            ["y"],
+            losses[front],
+            simplest(losses[front], self.tolerance, 1e-9 * spread),
+        )
         return self
 
     def predict(self, X):
@@ -578,7 +845,8 @@ class SymbolicRegressor(RegressorMixin, _Law):
 
     @classmethod
     def from_hall_of_fame(cls, csv, names=None, *, complexity=None):
-        """The law in a PySR hall_of_fame.csv: PySR's choice, or the equation whose complexity is nearest to `complexity`.
+        """The law in a PySR hall_of_fame.csv: PySR's choice, or the equation whose complexity is nearest to
+        `complexity`.
 
         `names`: all columns in order; without, the file's x0, x1, ... are taken by position.
         """
@@ -600,7 +868,8 @@ class SymbolicClassifier(ClassifierMixin, _Law):
     Parameters
     ----------
     engine, max_nodes, operators, max_evaluations, n_restarts, n_edits, digits, tolerance, n_jobs, random_state
-        As in `SymbolicRegressor`; `max_nodes` holds for each class, the evaluations and edits are shared by the classes.
+        As in `SymbolicRegressor`; `max_nodes` holds for each class, the evaluations and edits are shared by the
+        classes.
     target : 'auto', 'labels' or 'teacher'
         What forms are fitted to; 'auto' tries both (labels only below 400 rows) and chooses on held-out rows.
     teacher : classifier with predict_proba, optional
@@ -611,13 +880,42 @@ class SymbolicClassifier(ClassifierMixin, _Law):
 
     Attributes
     ----------
-    classes_, equations_ (DataFrame), expressions_ (list of str), complexity_ (nodes a margin), used_ (columns used), engine_, target_ ('labels' or 'teacher', what the selected law was fitted to)
+    classes_, equations_ (DataFrame), expressions_ (list of str), complexity_ (nodes a margin), used_ (columns used),
+    engine_, target_ ('labels' or 'teacher', what the selected law was fitted to)
     """
 
-    def __init__(self, engine="auto", *, target="auto", teacher=None, max_nodes=20, operators=OPERATORS, max_evaluations=None, n_restarts=None, n_edits=None, class_weight=None, lapse=0.01, digits=4,
-                 tolerance=0.02, n_jobs=None, random_state=None):
-        self.engine, self.target, self.teacher, self.max_nodes, self.operators = engine, target, teacher, max_nodes, operators
-        self.max_evaluations, self.n_restarts, self.n_edits, self.class_weight, self.lapse = max_evaluations, n_restarts, n_edits, class_weight, lapse
+    def __init__(
+        self,
+        engine="auto",
+        *,
+        target="auto",
+        teacher=None,
+        max_nodes=20,
+        operators=OPERATORS,
+        max_evaluations=None,
+        n_restarts=None,
+        n_edits=None,
+        class_weight=None,
+        lapse=0.01,
+        digits=4,
+        tolerance=0.02,
+        n_jobs=None,
+        random_state=None
+    ):
+        self.engine, self.target, self.teacher, self.max_nodes, self.operators = (
+            engine,
+            target,
+            teacher,
+            max_nodes,
+            operators,
+        )
+        self.max_evaluations, self.n_restarts, self.n_edits, self.class_weight, self.lapse = (
+            max_evaluations,
+            n_restarts,
+            n_edits,
+            class_weight,
+            lapse,
+        )
         self.digits, self.tolerance, self.n_jobs, self.random_state = digits, tolerance, n_jobs, random_state
 
     def fit(self, X, y, *, groups=None):
@@ -627,26 +925,30 @@ class SymbolicClassifier(ClassifierMixin, _Law):
         """
         import sympy
         self._check()
-        if self.target not in ("auto", "labels", "teacher"): raise ValueError(f"target must be 'auto', 'labels' or 'teacher', got {self.target!r}")
+        if self.target not in ("auto", "labels", "teacher"):
+            raise ValueError(f"target must be 'auto', 'labels' or 'teacher', got {self.target!r}")
         if not 0 <= self.lapse < 0.5: raise ValueError(f"lapse must be at least 0 and below 0.5, got {self.lapse!r}")
         X, y = self._data(X, y=y, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, y = np.unique(y, return_inverse=True)
         K = len(self.classes_)
-        if K < 2: raise ValueError(f"y has one class only ({self.classes_[0]!r}); a classifier needs at least two classes")
+        if K < 2:
+            raise ValueError(f"y has one class only ({self.classes_[0]!r}); a classifier needs at least two classes")
         self.engine_ = resolve_engine(self.engine)
         self._set_names()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])[y]
         weights = weights / weights.mean()
         onehot = np.eye(K)[y]
-        margin = lambda P: P[:, 1:] if K == 2 else P  # two classes have one margin
+        def margin(P):
+            return P[:, 1:] if K == 2 else P  # two classes have one margin
         labels = self.classes_[1:] if K == 2 else self.classes_
         train, held = inner_split(y, groups, seed=seed)
         keep = self._varying(X, target=onehot)
         Z, names = (X[:, keep].toarray() if hasattr(X, "tocsr") else X[:, keep]), [self.names_[j] for j in keep]
 
-        targets = {"labels": (np.where(onehot > 0, 1.0, -1.0), onehot)}  # name: what the engine fits, what the likelihood fits, both (N, K)
+        # name: what the engine fits, what the likelihood fits, both (N, K)
+        targets = {"labels": (np.where(onehot > 0, 1.0, -1.0), onehot)}
         if self.target == "teacher" or (self.target == "auto" and (self.teacher is not None or len(y) >= 400)):
             P = self._teach(X, y, train, seed)
             log = np.log(np.clip(P, 1e-6, 1))
@@ -659,29 +961,61 @@ class SymbolicClassifier(ClassifierMixin, _Law):
             some, jobs = self._varying(Z[train], 30, onehot[train]), []
             for kind, (fit_to, probability) in targets.items():
                 T = margin(probability)
-                sums = sparse_sums(Z[train][:, some], T[train], [names[j] for j in some], self.max_nodes, weights=weights[train], steps=5 * len(labels), lapse=self.lapse)
+                sums = sparse_sums(
+                    Z[train][:, some],
+                    T[train],
+                    [names[j] for j in some],
+                    self.max_nodes,
+                    weights=weights[train],
+                    steps=5 * len(labels),
+                    lapse=self.lapse,
+                )
                 laws += sums
                 for k in range(len(labels)):
-                    jobs.append(dict(X=Z[train], y=margin(fit_to)[train, k], T=T[train, k], names=names, engine=self.engine_, operators=tuple(self.operators), max_nodes=self.max_nodes,
-                                     max_evaluations=each, n_restarts=restarts, n_edits=edits, seed=seed + 1000 * len(jobs), weights=weights[train], lapse=self.lapse, squash=kind == "labels",
-                                     starts=list(dict.fromkeys(to_text(l[k]) for l in sums))))
+                    jobs.append(
+                        dict(
+                            X=Z[train],
+                            y=margin(fit_to)[train, k],
+                            T=T[train, k],
+                            names=names,
+                            engine=self.engine_,
+                            operators=tuple(self.operators),
+                            max_nodes=self.max_nodes,
+                            max_evaluations=each,
+                            n_restarts=restarts,
+                            n_edits=edits,
+                            seed=seed + 1000 * len(jobs),
+                            weights=weights[train],
+                            lapse=self.lapse,
+                            squash=kind == "labels",
+                            starts=list(dict.fromkeys(to_text(l[k]) for l in sums)),
+                        )
+                    )
             fronts = _in_processes(jobs, self.n_jobs)
             for i in range(len(targets)): laws += _combine(fronts[i * len(labels):(i + 1) * len(labels)])
         unique = {tuple(to_text(rounded(e, 6)) for e in law): law for law in laws}
         candidates = [(law, kind) for law in unique.values() for kind in targets]
-        fit = lambda law, kind, rows, steps: fit_constants(law, Z[rows], margin(targets[kind][1])[rows], names, weights=weights[rows], steps=steps, lapse=self.lapse)[0]
+        def fit(law, kind, rows, steps):
+            return fit_constants(
+                    law, Z[rows], margin(targets[kind][1])[rows], names, weights=weights[rows], steps=steps, lapse=self.lapse
+                )[0]
         fitted = [fit(law, kind, train, 15) for law, kind in candidates]
         losses = np.array([self._held_out(law, Z[held], margin(onehot)[held], weights[held], names) for law in fitted])
-        for rounds in range(2 if len(train) < 200 else 9):  # choose, then try the choice with one part less, until every part is needed
+        # choose, then try the choice with one part less, until every part is needed
+        for rounds in range(2 if len(train) < 200 else 9):
             front = pareto([sum(complexity(e) for e in law) for law in fitted], losses)
-            wrong = [float(weights[held] @ (self._decide(_values(fitted[i], Z[held], names)) != y[held])) for i in front]
+            wrong = [
+                float(weights[held] @ (self._decide(_values(fitted[i], Z[held], names)) != y[held])) for i in front
+            ]
             chosen = simplest(losses[front], self.tolerance, mistakes=wrong if len(held) >= 400 else None)
             law, kind = fitted[front[chosen]], candidates[front[chosen]][1]
             if rounds and front[chosen] < known: break  # no shorter one was as good
             known = len(fitted)
             new = [fit(l, kind, train, 8) for l in _shorter(law)]
             fitted, candidates = fitted + new, candidates + [(l, kind) for l in new]
-            losses = np.r_[losses, [self._held_out(l, Z[held], margin(onehot)[held], weights[held], names) for l in new]]
+            losses = np.r_[
+                losses, [self._held_out(l, Z[held], margin(onehot)[held], weights[held], names) for l in new]
+            ]
         final = [[rounded(canonical(e), self.digits) for e in fit(*candidates[i], slice(None), 30)] for i in front]
         self.target_ = candidates[front[chosen]][1]
         self._store(final, labels, losses[front], chosen)
@@ -696,14 +1030,18 @@ class SymbolicClassifier(ClassifierMixin, _Law):
 
     def _teach(self, X, y, train, seed):
         "The teacher's probabilities (N, K) in the order of classes_; a teacher of our own sees the training rows only."
+        from sklearn.exceptions import ConvergenceWarning, NotFittedError
         from sklearn.neural_network import MLPClassifier
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
-        from sklearn.exceptions import ConvergenceWarning, NotFittedError
         teacher = self.teacher
         if teacher is None:
-            teacher = make_pipeline(StandardScaler(with_mean=not hasattr(X, "tocsr")), MLPClassifier((64, 64), alpha=1e-2, max_iter=100, early_stopping=len(train) >= 1000, random_state=seed))
-        elif not hasattr(teacher, "predict_proba"): raise ValueError(f"teacher must have predict_proba, got {type(teacher).__name__}")
+            teacher = make_pipeline(
+                StandardScaler(with_mean=not hasattr(X, "tocsr")),
+                MLPClassifier((64, 64), alpha=1e-2, max_iter=100, early_stopping=len(train) >= 1000, random_state=seed),
+            )
+        elif not hasattr(teacher, "predict_proba"):
+            raise ValueError(f"teacher must have predict_proba, got {type(teacher).__name__}")
         try:
             check_is_fitted(teacher)
             seen = list(teacher.classes_)
@@ -718,13 +1056,15 @@ class SymbolicClassifier(ClassifierMixin, _Law):
 
     @classmethod
     def from_hall_of_fame(cls, csv, classes, names=None, *, complexity=None):
-        """The law in PySR's files: one hall_of_fame.csv for two `classes` (the margin of the second), else a list with one file a class.
+        """The law in PySR's files: one hall_of_fame.csv for two `classes` (the margin of the second), else a list with
+        one file a class.
 
         `names` and `complexity` as in `SymbolicRegressor.from_hall_of_fame`.
         """
         csvs, classes = list(csv) if isinstance(csv, (list, tuple)) else [csv], np.asarray(classes)
         wanted = 1 if len(classes) == 2 else len(classes)
-        if len(classes) < 2 or len(csvs) != wanted: raise ValueError(f"{len(classes)} classes need {wanted} hall_of_fame.csv, got {len(csvs)}")
+        if len(classes) < 2 or len(csvs) != wanted:
+            raise ValueError(f"{len(classes)} classes need {wanted} hall_of_fame.csv, got {len(csvs)}")
         self = cls(engine="pysr")
         self.classes_ = classes
         return self._adopt(csvs, classes[1:] if len(classes) == 2 else classes, names, complexity)
@@ -733,17 +1073,29 @@ class SymbolicClassifier(ClassifierMixin, _Law):
     def from_expressions(cls, expressions, classes, names, *, digits=4):
         """A law that is known already, a published one or the head of a network.
 
-        expressions : text, one a class, in the order of `classes`; for two classes one, the margin of the second. names : all columns in order. digits : of its constants.
-        Raises ValueError for another number of expressions, and for what `parse` refuses, such as a column that is not in `names`.
+        expressions : text, one a class, in the order of `classes`; for two classes one, the margin of the second. names
+            : all columns in order. digits : of its constants.
+        Raises ValueError for another number of expressions, and for what `parse` refuses, such as a column that is not
+        in `names`.
         """
-        expressions, classes, names = [expressions] if isinstance(expressions, str) else list(expressions), np.asarray(classes), [str(n) for n in names]
+        expressions, classes, names = (
+            [expressions] if isinstance(expressions, str) else list(expressions),
+            np.asarray(classes),
+            [str(n) for n in names],
+        )
         labels = classes[1:] if len(classes) == 2 else classes
-        if len(classes) < 2 or len(expressions) != len(labels): raise ValueError(f"{len(classes)} classes need {1 if len(classes) == 2 else len(classes)} expressions, got {len(expressions)}")
+        if len(classes) < 2 or len(expressions) != len(labels):
+            raise ValueError(
+                f"{len(classes)} classes need {1 if len(classes) == 2 else len(classes)} expressions, got"
+                f" {len(expressions)}"
+            )
         self = cls(digits=digits)
         self.classes_, self.engine_, self.target_, self.n_features_in_ = classes, "given", "given", len(names)
         if names != [f"z{j}" for j in range(len(names))]: self.feature_names_in_ = np.array(names, dtype=object)
         self._set_names()
-        self._store([[rounded(canonical(parse(text, self.names_)), digits) for text in expressions]], labels, [np.nan], 0)
+        self._store(
+            [[rounded(canonical(parse(text, self.names_)), digits) for text in expressions]], labels, [np.nan], 0
+        )
         return self
 
     def decision_function(self, X):
@@ -772,7 +1124,9 @@ def _shorter(law):
     return out
 
 def _combine(fronts):
-    """Joint laws from one front [(complexity, loss, text)] a class: from each class's best down, always giving up the nodes that cost least loss."""
+    """Joint laws from one front [(complexity, loss, text)] a class: from each class's best down, always giving up the
+    nodes that cost least loss.
+    """
     if not all(fronts): return []
     at, out = [len(f) - 1 for f in fronts], []
     while True:
@@ -784,21 +1138,37 @@ def _combine(fronts):
 
 # %% ../../nbs/laws/symbolic.ipynb #ef4ab0ee
 def linear_law(X, y, max_nodes: int = 25, *, class_weight="balanced") -> SymbolicClassifier:
-    """One sum of columns a class, `c0 + c1*z1 + …` with as many terms as `max_nodes` hold, by forward selection (`sparse_sums`): a fitted `SymbolicClassifier`.
+    """One sum of columns a class, `c0 + c1*z1 + …` with as many terms as `max_nodes` hold, by forward selection
+    (`sparse_sums`): a fitted `SymbolicClassifier`.
 
-    X : (N, d), dense; a DataFrame's columns give the names, else z0, z1, …; rows may be several views of a cell. y : (N,) labels.
+    X : (N, d), dense; a DataFrame's columns give the names, else z0, z1, …; rows may be several views of a cell. y :
+        (N,) labels.
     class_weight : None, 'balanced' or dict
 
-    Raises ValueError for fewer than 5 nodes, which hold no term, for columns none of which tells the classes apart, and for a single class."""
+    Raises ValueError for fewer than 5 nodes, which hold no term, for columns none of which tells the classes apart, and
+    for a single class."""
     if max_nodes < 5: raise ValueError(f"max_nodes: {max_nodes} came; a constant and one term need 5")
     names = getattr(X, "columns", None)
     X, y = check_X_y(X, y, dtype=float)
     if names is None: names = [f"z{j}" for j in range(X.shape[1])]
     classes, k = np.unique(y, return_inverse=True)
-    if len(classes) < 2: raise ValueError(f"y has one class only ({classes[0]!r}); a classifier needs at least two classes")
+    if len(classes) < 2:
+        raise ValueError(f"y has one class only ({classes[0]!r}); a classifier needs at least two classes")
     vary = np.flatnonzero(np.ptp(X, axis=0) > 0)
     targets, tidy = np.eye(len(classes))[k], np.array(tidy_names(names))
     if len(classes) == 2: targets = targets[:, 1:]                                         # one margin
-    sums = sparse_sums(X[:, vary], targets, tidy[vary], max_nodes, weights=compute_class_weight(class_weight, classes=classes, y=y)[k], products=False, steps=max_nodes * len(classes)) if len(vary) else []
+    sums = (
+        sparse_sums(
+            X[:, vary],
+            targets,
+            tidy[vary],
+            max_nodes,
+            weights=compute_class_weight(class_weight, classes=classes, y=y)[k],
+            products=False,
+            steps=max_nodes * len(classes),
+        )
+        if len(vary)
+        else []
+    )
     if not sums: raise ValueError("X: no column tells the classes of y apart")
     return SymbolicClassifier.from_expressions([to_text(e) for e in sums[-1]], classes, names)

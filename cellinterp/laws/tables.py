@@ -4,7 +4,9 @@
 
 # %% ../../nbs/laws/tables.ipynb #dde3123a
 from __future__ import annotations
+
 import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -21,8 +23,18 @@ def margin_names(law) -> list[str]:
 def law_table(law) -> pd.DataFrame:
     "The selected law, one row a margin: class, equation, nodes, factors, latex."
     exprs = law.sympy()
-    return pd.DataFrame([dict(zip(("class", "equation", "nodes", "factors", "latex"), row)) for row in zip(
-        margin_names(law), law.expressions_, map(int, law.complexity_), [", ".join(sorted((s.name for s in e.free_symbols), key=_natural)) for e in exprs], law.latex())])
+    return pd.DataFrame(
+        [
+            dict(zip(("class", "equation", "nodes", "factors", "latex"), row))
+            for row in zip(
+                margin_names(law),
+                law.expressions_,
+                map(int, law.complexity_),
+                [", ".join(sorted((s.name for s in e.free_symbols), key=_natural)) for e in exprs],
+                law.latex(),
+            )
+        ]
+    )
 
 
 def _natural(name):
@@ -34,64 +46,114 @@ def _natural(name):
 def factor_table(law, X, names=None, random_state=0) -> pd.DataFrame:
     """What each factor of a law is and does: factor, name, sd, weight, one row a factor used, heaviest first.
 
-    X : (N, d) the cells' factors, an array or a DataFrame. names : (d,) what factors mean, such as the `name` column of `describe_factors`; None = no names.
+    X : (N, d) the cells' factors, an array or a DataFrame. names : (d,) what factors mean, such as the `name` column of
+        `describe_factors`; None = no names.
     """
     frame, X = getattr(X, "columns", None), np.asarray(X, dtype=float)
-    named = lambda A: A if frame is None else pd.DataFrame(A, columns=frame)                # a law fitted on names wants them
+    # a law fitted on names wants them
+    def named(A):
+        return A if frame is None else pd.DataFrame(A, columns=frame)
     f = law.decision_function if hasattr(law, "classes_") else law.predict
-    before, rng, rows = np.asarray(f(named(X)), dtype=float).reshape(len(X), -1), np.random.default_rng(random_state), []
+    before, rng, rows = (
+        np.asarray(f(named(X)), dtype=float).reshape(len(X), -1),
+        np.random.default_rng(random_state),
+        [],
+    )
     unit = before.std() or 1.0
     for name in law.used_:
         j = law.names_.index(name)
-        shuffled = X.copy(); shuffled[:, j] = rng.permutation(X[:, j])
+        shuffled = X.copy()
+        shuffled[:, j] = rng.permutation(X[:, j])
         move = np.abs(np.asarray(f(named(shuffled)), dtype=float).reshape(before.shape) - before).mean()
         rows.append(dict(factor=name, name="" if names is None else names[j], sd=X[:, j].std(), weight=move / unit))
-    return pd.DataFrame(rows, columns=["factor", "name", "sd", "weight"]).sort_values("weight", ascending=False, ignore_index=True)
+    return pd.DataFrame(rows, columns=["factor", "name", "sd", "weight"]).sort_values(
+        "weight", ascending=False, ignore_index=True
+    )
 
 
 def latex_table(law, factors: pd.DataFrame | None = None, caption: str = "", label: str = "") -> str:
-    r"""The law as a LaTeX table (package booktabs): equations, and below a rule the factors of `factor_table`, if given.
+    r"""The law as a LaTeX table (package booktabs): equations, and below a rule the factors of `factor_table`, if
+    given.
 
     Text is escaped; equations are as `latex()` gives them. Returns the source, beginning with \begin{table}.
     """
-    out = [r"\begin{table}", r"\centering", r"\begin{tabular}{llr}", r"\toprule", r"class & margin & nodes \\", r"\midrule"]
+    out = [
+        r"\begin{table}",
+        r"\centering",
+        r"\begin{tabular}{llr}",
+        r"\toprule",
+        r"class & margin & nodes \\",
+        r"\midrule",
+    ]
     out += [rf"{_escaped(row['class'])} & ${row.latex}$ & {row.nodes} \\" for _, row in law_table(law).iterrows()]
     if factors is not None and len(factors):
         from sympy import Symbol
+
         from cellinterp.laws.expressions import to_latex
         out += [r"\midrule", r"factor & meaning & weight \\", r"\midrule"]
-        out += [rf"${to_latex(Symbol(row.factor))}$ & {_escaped(row['name'])} & {row.weight:.2f} \\" for _, row in factors.iterrows()]
-    out += [r"\bottomrule", r"\end{tabular}"] + ([rf"\caption{{{_escaped(caption)}}}"] if caption else []) + ([rf"\label{{{label}}}"] if label else []) + [r"\end{table}"]
+        out += [
+            rf"${to_latex(Symbol(row.factor))}$ & {_escaped(row['name'])} & {row.weight:.2f} \\"
+            for _, row in factors.iterrows()
+        ]
+    out += (
+        [r"\bottomrule", r"\end{tabular}"]
+        + ([rf"\caption{{{_escaped(caption)}}}"] if caption else [])
+        + ([rf"\label{{{label}}}"] if label else [])
+        + [r"\end{table}"]
+    )
     return "\n".join(out)
 
 
 def _escaped(text):
     "Text that LaTeX prints as it is."
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "µ": r"\textmu{}", "μ": r"$\mu$", "²": "$^2$", "°": r"$^\circ$"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "−": "$-$",
+        "µ": r"\textmu{}",
+        "μ": r"$\mu$",
+        "²": "$^2$",
+        "°": r"$^\circ$",
+    }
     return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in str(text))
 
 # %% ../../nbs/laws/tables.ipynb #b86c522c
 def pairs_table(model) -> pd.DataFrame:
-    """The laws inside a fitted `OneVsOneClassifier` or `OneVsRestClassifier`: positive, negative ("the rest"), equation, nodes, factors.
+    """The laws inside a fitted `OneVsOneClassifier` or `OneVsRestClassifier`: positive, negative ("the rest"),
+    equation, nodes, factors.
 
     A margin above 0 speaks for `positive`. Raises TypeError for another model, or one whose parts are no laws.
     """
     kind, laws = type(model).__name__, list(getattr(model, "estimators_", []))
-    if kind not in ("OneVsOneClassifier", "OneVsRestClassifier"): raise TypeError(f"model must be a fitted OneVsOneClassifier or OneVsRestClassifier; got {kind}")
-    if not all(hasattr(l, "expressions_") for l in laws): raise TypeError(f"model: its parts must be SymbolicClassifiers; got {type(laws[0]).__name__}")
+    if kind not in ("OneVsOneClassifier", "OneVsRestClassifier"):
+        raise TypeError(f"model must be a fitted OneVsOneClassifier or OneVsRestClassifier; got {kind}")
+    if not all(hasattr(l, "expressions_") for l in laws):
+        raise TypeError(f"model: its parts must be SymbolicClassifiers; got {type(laws[0]).__name__}")
     classes = [str(c) for c in model.classes_]
-    sides = [(b, a) for a, b in itertools.combinations(classes, 2)] if kind == "OneVsOneClassifier" else [(c, "the rest") for c in (classes if len(laws) > 1 else classes[1:])]
-    return pd.DataFrame([dict(positive=p, negative=n, **law_table(l).iloc[0][["equation", "nodes", "factors"]].to_dict()) for (p, n), l in zip(sides, laws)])
+    sides = (
+        [(b, a) for a, b in itertools.combinations(classes, 2)]
+        if kind == "OneVsOneClassifier"
+        else [(c, "the rest") for c in (classes if len(laws) > 1 else classes[1:])]
+    )
+    return pd.DataFrame(
+        [
+            dict(positive=p, negative=n, **law_table(l).iloc[0][["equation", "nodes", "factors"]].to_dict())
+            for (p, n), l in zip(sides, laws)
+        ]
+    )
 
 # %% ../../nbs/laws/tables.ipynb #172c8158
 def stability(laws, X, y=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How alike fitted laws are, on cells X (N, d).
 
-    laws : two or more SymbolicClassifiers with the same classes, from other seeds or other rows. y : (N,) labels, for an accuracy column.
+    laws : two or more SymbolicClassifiers with the same classes, from other seeds or other rows. y : (N,) labels, for
+        an accuracy column.
 
     Returns
     -------
-    by_law : one row a law: nodes, factors, agreement (mean share of cells that it decides as another law does), jaccard (mean over the others), balanced_accuracy (if y).
+    by_law : one row a law: nodes, factors, agreement (mean share of cells that it decides as another law does), jaccard
+        (mean over the others), balanced_accuracy (if y).
     by_factor : one row a factor used by any: in_laws (share of laws), index the factor's name, most frequent first.
 
     Raises ValueError for fewer than two laws or different classes.
@@ -105,36 +167,58 @@ def stability(laws, X, y=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     for i, l in enumerate(laws):
         rest = [j for j in range(len(laws)) if j != i]
         jaccard = [len(used[i] & used[j]) / len(used[i] | used[j]) if used[i] | used[j] else 1.0 for j in rest]
-        row = dict(nodes=int(l.complexity_.sum()), factors=", ".join(l.used_), agreement=np.mean([(said[i] == said[j]).mean() for j in rest]), jaccard=np.mean(jaccard))
+        row = dict(
+            nodes=int(l.complexity_.sum()),
+            factors=", ".join(l.used_),
+            agreement=np.mean([(said[i] == said[j]).mean() for j in rest]),
+            jaccard=np.mean(jaccard),
+        )
         rows.append(row | ({} if y is None else dict(balanced_accuracy=balanced_accuracy_score(y, said[i]))))
     share = pd.Series([name for u in used for name in sorted(u, key=_natural)], dtype=object).value_counts() / len(laws)
     return pd.DataFrame(rows), share.rename("in_laws").to_frame()
 
 # %% ../../nbs/laws/tables.ipynb #fa0801d1
-def ratio_interval(truth, a, b, groups, *, tables=None, level=0.95, n_draws=2000, random_state=0) -> tuple[float, float, float]:
-    """Ratio of two models' balanced accuracies, a over b, with a paired bootstrap interval over groups: (ratio, low, high).
+def ratio_interval(
+    truth, a, b, groups, *, tables=None, level=0.95, n_draws=2000, random_state=0
+) -> tuple[float, float, float]:
+    """Ratio of two models' balanced accuracies, a over b, with a paired bootstrap interval over groups: (ratio, low,
+    high).
 
     Parameters
     ----------
     truth, a, b : (N,) true classes, and what each model says about the same test cells.
     groups : (N,) wells, plates or patients, which are drawn whole.
-    tables : (N,) of which repeat of the cross-validation a row is, such as a split or a seed: scores are means over them, with the same groups drawn in all. None = one.
+    tables : (N,) of which repeat of the cross-validation a row is, such as a split or a seed: scores are means over
+        them, with the same groups drawn in all. None = one.
     level, n_draws : of the percentile interval. A class that is missing from a draw is left out of its mean.
 
     Raises ValueError for other lengths, fewer than two groups, or a level outside (0, 1).
     """
-    truth, a, b, groups, tables = (np.asarray(v) for v in (truth, a, b, groups, np.zeros(len(truth)) if tables is None else tables))
-    if len({len(v) for v in (truth, a, b, groups, tables)}) > 1: raise ValueError(f"truth, a, b, groups and tables must be equally long; got {', '.join(str(len(v)) for v in (truth, a, b, groups, tables))}")
-    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1; got {level}")
+    truth, a, b, groups, tables = (
+        np.asarray(v) for v in (truth, a, b, groups, np.zeros(len(truth)) if tables is None else tables)
+    )
+    if len({len(v) for v in (truth, a, b, groups, tables)}) > 1:
+        raise ValueError(
+            "truth, a, b, groups and tables must be equally long; got"
+            f" {', '.join(str(len(v)) for v in (truth, a, b, groups, tables))}"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1; got {level}")
     cell = [np.unique(v, return_inverse=True)[1] for v in (tables, groups, truth)]
     shape = T, G, K = [c.max(initial=-1) + 1 for c in cell]
-    if G < 2: raise ValueError(f"groups: at least two are needed to draw from; got {G}")
+    if G < 2:
+        raise ValueError(f"groups: at least two are needed to draw from; got {G}")
     flat = np.ravel_multi_index(cell, shape)
-    count = lambda weights: np.bincount(flat, weights, T * G * K).reshape(shape)                       # (T, G, K)
+    def count(weights):
+        return np.bincount(flat, weights, T * G * K).reshape(shape)  # (T, G, K)
     size, hits = count(np.ones(len(truth))), [count((m == truth).astype(float)) for m in (a, b)]
-    def score(hits, drawn):                                                                            # drawn (D, G), how often each group came → (D,)
-        with np.errstate(invalid="ignore"): recall = np.einsum("dg,tgk->dtk", drawn, hits) / np.einsum("dg,tgk->dtk", drawn, size)
+
+    # drawn (D, G), how often each group came → (D,)
+    def score(hits, drawn):
+        with np.errstate(invalid="ignore"):
+            recall = np.einsum("dg,tgk->dtk", drawn, hits) / np.einsum("dg,tgk->dtk", drawn, size)
         return np.nanmean(recall, -1).mean(-1)
+
     drawn = np.vstack([np.ones(G), np.random.default_rng(random_state).multinomial(G, np.full(G, 1 / G), n_draws)])
     ratio = score(hits[0], drawn) / score(hits[1], drawn)
     return float(ratio[0]), *map(float, np.percentile(ratio[1:], [50 - 50 * level, 50 + 50 * level]))

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/runs/api.ipynb #6bdacd54
 import lazy_loader
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "collect": ["compare", "summary"],
     "doctor": ["checkup"],

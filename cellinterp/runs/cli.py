@@ -13,12 +13,20 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(help="Turn scientific images into models that a person can read.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    help="Turn scientific images into models that a person can read.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _one_sentence(command):
-    "Errors that a user can do something about end as one sentence on stderr: exit code 2, or 1 for a notebook that failed."
+    """Errors that a user can do something about end as one sentence on stderr: exit code 2, or 1 for a notebook that
+    failed.
+    """
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
@@ -27,7 +35,11 @@ def _one_sentence(command):
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             if os.environ.get("CELLINTERP_TRACEBACK"): raise
             kept = getattr(error, "notebook", None)
-            _fail(str(error) or type(error).__name__, 2 if kept is None else 1, f"the notebook with its traceback: {kept}" if kept else "")
+            _fail(
+                str(error) or type(error).__name__,
+                2 if kept is None else 1,
+                f"the notebook with its traceback: {kept}" if kept else "",
+            )
     return wrapped
 
 
@@ -38,57 +50,120 @@ def _fail(message, code, more=""):
 
 @app.command()
 @_one_sentence
-def run(notebook: Annotated[Optional[str], typer.Argument(help="A packaged notebook's name, or the path of your own.")] = None,
-        parameter: Annotated[Optional[list[str]], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a parameter; may be given many times.")] = None,
-        file: Annotated[Optional[str], typer.Option("-f", "--file", metavar="YAML", help="Parameters from a file, or a packaged experiment's name.")] = None,
-        out: Annotated[Optional[str], typer.Option("--out", "-o", help="Folder for the results.")] = None,
-        quick: Annotated[bool, typer.Option("--quick", help="Little data, few steps: to see that it works.")] = False,
-        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too, while it trains.")] = False):
+def run(
+    notebook: Annotated[
+        Optional[str], typer.Argument(help="A packaged notebook's name, or the path of your own.")
+    ] = None,
+    parameter: Annotated[
+        Optional[list[str]],
+        typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a parameter; may be given many times."),
+    ] = None,
+    file: Annotated[
+        Optional[str],
+        typer.Option("-f", "--file", metavar="YAML", help="Parameters from a file, or a packaged experiment's name."),
+    ] = None,
+    out: Annotated[Optional[str], typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Little data, few steps: to see that it works.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too, while it trains.")
+    ] = False,
+):
     "Run a notebook with other parameters: executed notebook, report and result.json."
     from cellinterp.runs.execute import REPORT, execute, find_notebook, parse_value, read_parameters, read_params_file
+
     named, values = read_params_file(file) if file else (None, {})
-    if notebook is None: notebook = named
-    if notebook is None: raise ValueError("which notebook? give its name (`cellinterp list` shows them), or a file with `notebook:`")
-    if named is not None and named != notebook: raise ValueError(f"{file} is for the notebook {named!r}, not {notebook!r}")
+    if notebook is None:
+        notebook = named
+    if notebook is None:
+        raise ValueError("which notebook? give its name (`cellinterp list` shows them), or a file with `notebook:`")
+    if named is not None and named != notebook:
+        raise ValueError(f"{file} is for the notebook {named!r}, not {notebook!r}")
     declared = read_parameters(find_notebook(notebook))
     for pair in parameter or []:
         name, equals, text = pair.partition("=")
-        if not equals or not name.strip(): raise ValueError(f"-p takes name=value; got {pair!r}")
+        if not equals or not name.strip():
+            raise ValueError(f"-p takes name=value; got {pair!r}")
         values[name.strip()] = parse_value(text, declared.get(name.strip()))
-    if quick: values["quick"] = True
-    if tensorboard: os.environ["CELLINTERP_TENSORBOARD"] = "1"
+    if quick:
+        values["quick"] = True
+    if tensorboard:
+        os.environ["CELLINTERP_TENSORBOARD"] = "1"
     result = execute(notebook, values, out)
     print(f"report: {result['parameters']['out'].rstrip('/')}/{REPORT}")
 
 
 @app.command()
 @_one_sentence
-def sweep(file: Annotated[str, typer.Argument(help="An experiment file (YAML), or a packaged experiment's name.")],
-          out: Annotated[str, typer.Option("--out", "-o", help="Folder, or an address such as s3://bucket/folder; every run gets one of its own in it.")],
-          where: Annotated[str, typer.Option("--where", help="local: processes of this machine; dask; slurm.")] = "local",
-          workers: Annotated[Optional[int], typer.Option("--workers", "-w", help="Runs at a time.")] = None,
-          devices: Annotated[Optional[str], typer.Option("--devices", metavar="0,1", help="GPUs: each run sees one of them; cpu for none.")] = None,
-          limit: Annotated[Optional[int], typer.Option("--limit", help="At most so many runs now.")] = None,
-          dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is to do; start nothing.")] = False,
-          keep_finished: Annotated[bool, typer.Option("--keep-finished", help="Results of older code count as finished, too; each tells its code_hash.")] = False,
-          scheduler: Annotated[Optional[str], typer.Option("--scheduler", metavar="tcp://…", help="A dask scheduler, for --where dask; by default one is started here.")] = None,
-          tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Each run also writes TensorBoard event files.")] = False,
-          report: Annotated[bool, typer.Option(help="Write a report for each run.")] = True):
+def sweep(
+    file: Annotated[str, typer.Argument(help="An experiment file (YAML), or a packaged experiment's name.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="Folder, or an address such as s3://bucket/folder; every run gets one of its own in it."
+        ),
+    ],
+    where: Annotated[str, typer.Option("--where", help="local: processes of this machine; dask; slurm.")] = "local",
+    workers: Annotated[Optional[int], typer.Option("--workers", "-w", help="Runs at a time.")] = None,
+    devices: Annotated[
+        Optional[str], typer.Option("--devices", metavar="0,1", help="GPUs: each run sees one of them; cpu for none.")
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option("--limit", help="At most so many runs now.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is to do; start nothing.")] = False,
+    keep_finished: Annotated[
+        bool,
+        typer.Option("--keep-finished", help="Results of older code count as finished, too; each tells its code_hash."),
+    ] = False,
+    scheduler: Annotated[
+        Optional[str],
+        typer.Option(
+            "--scheduler", metavar="tcp://…", help="A dask scheduler, for --where dask; by default one is started here."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Each run also writes TensorBoard event files.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Write a report for each run.")] = True,
+):
     "Run every set of parameters of an experiment that is not finished; start it again at any time."
     from cellinterp.runs.sweep import sweep as apply
-    rows = apply(file, out, where=where, workers=workers, devices=devices, limit=limit, dry_run=dry_run, keep_finished=keep_finished, report=report,
-                 scheduler=scheduler, tensorboard=tensorboard)
+
+    rows = apply(
+        file,
+        out,
+        where=where,
+        workers=workers,
+        devices=devices,
+        limit=limit,
+        dry_run=dry_run,
+        keep_finished=keep_finished,
+        report=report,
+        scheduler=scheduler,
+        tensorboard=tensorboard,
+    )
     if dry_run:
-        for row in rows: print(f"{row['state']:<12}{row['name']}")
+        for row in rows:
+            print(f"{row['state']:<12}{row['name']}")
         due = sum(row["state"] != "finished" for row in rows)
         print(f"{len(rows)} runs, {len(rows) - due} finished, {due} to run")
         return
     failed = [row for row in rows if row["state"] == "failed"]
     print(f"{sum(row['state'] in ('done', 'finished') for row in rows)} of {len(rows)} runs are finished: {out}")
-    if not failed: return
-    print(f"cellinterp: {len(failed)} failed; look at the notebook with its traceback, or at log.txt beside it; the same command tries again", file=sys.stderr)
+    if not failed:
+        return
+    print(
+        f"cellinterp: {len(failed)} failed; look at the notebook with its traceback, or at log.txt beside it; the same"
+        " command tries again",
+        file=sys.stderr,
+    )
     for row in failed:
-        kept = next((p for p in (os.path.join(row["folder"], name) for name in ("failed.ipynb", "log.txt")) if os.path.exists(p)), row["folder"])
+        kept = next(
+            (
+                p
+                for p in (os.path.join(row["folder"], name) for name in ("failed.ipynb", "log.txt"))
+                if os.path.exists(p)
+            ),
+            row["folder"],
+        )
         print(f"  {row['name']}: {row.get('error', 'not tried again')}\n    {kept}", file=sys.stderr)
     raise typer.Exit(1)
 
@@ -96,23 +171,34 @@ def sweep(file: Annotated[str, typer.Argument(help="An experiment file (YAML), o
 @app.command()
 @_one_sentence
 def collect(folder: Annotated[str, typer.Argument(help="Where the runs lie, at any depth.")]):
-    "Write table.parquet and table.csv: a row a finished run, with its parameters, metrics, device, time, memory and code."
+    """Write table.parquet and table.csv: a row a finished run, with its parameters, metrics, device, time, memory and
+    code.
+    """
     from cellinterp.runs.collect import collect as apply
     table = apply(folder)
-    print(f"{len(table)} runs; varying: {', '.join(table.attrs['varying']) or 'nothing'}; metrics: {', '.join(table.attrs['metrics']) or 'none'}")
-    if (codes := table["code_hash"].nunique()) > 1: print(f"they come from {codes} versions of the code: see the column code_hash")
+    print(
+        f"{len(table)} runs; varying: {', '.join(table.attrs['varying']) or 'nothing'}; metrics:"
+        f" {', '.join(table.attrs['metrics']) or 'none'}"
+    )
+    if (codes := table["code_hash"].nunique()) > 1:
+        print(f"they come from {codes} versions of the code: see the column code_hash")
     print(f"table: {os.path.join(folder, 'table.csv')}")
 
 
 @app.command()
 @_one_sentence
-def compare(folder: Annotated[str, typer.Argument(help="Of a sweep, or any that `collect` reads.")],
-            metric: Annotated[Optional[str], typer.Option("--metric", "-m", help="What to compare by.")] = None,
-            x: Annotated[Optional[str], typer.Option("--x", help="The parameter on the axis.")] = None,
-            hue: Annotated[Optional[str], typer.Option("--hue", help="The parameter in colour.")] = None,
-            complexity: Annotated[Optional[str], typer.Option("--complexity", help="The metric that accuracy is held against.")] = None):
+def compare(
+    folder: Annotated[str, typer.Argument(help="Of a sweep, or any that `collect` reads.")],
+    metric: Annotated[Optional[str], typer.Option("--metric", "-m", help="What to compare by.")] = None,
+    x: Annotated[Optional[str], typer.Option("--x", help="The parameter on the axis.")] = None,
+    hue: Annotated[Optional[str], typer.Option("--hue", help="The parameter in colour.")] = None,
+    complexity: Annotated[
+        Optional[str], typer.Option("--complexity", help="The metric that accuracy is held against.")
+    ] = None,
+):
     "Figures over all runs, mean and spread of each setting, and one page that links every report."
     from cellinterp.runs.collect import compare as apply
+
     print(f"page: {apply(folder, metric=metric, x=x, hue=hue, complexity=complexity)}")
 
 
@@ -122,7 +208,11 @@ def list_(notebook: Annotated[Optional[str], typer.Argument(help="Show this note
     "List the notebooks that can be run, or the parameters of one."
     from cellinterp.runs.execute import find_notebook, list_notebooks, read_parameters
     if notebook is not None:
-        for p in read_parameters(find_notebook(notebook)).values(): print(f"{p.name + ' = ' + (repr(p.default) if p.literal else p.default):<36}{'# ' + p.help if p.help else ''}".rstrip())
+        for p in read_parameters(find_notebook(notebook)).values():
+            print(
+                f"{p.name + ' = ' + (repr(p.default) if p.literal else p.default):<36}{'# ' + p.help if p.help else ''}"
+                .rstrip()
+            )
         return
     found = list_notebooks()
     if not found: raise FileNotFoundError("no packaged notebooks were found: is the package installed whole?")
@@ -148,33 +238,54 @@ def data():
 
 @app.command()
 @_one_sentence
-def predict(model: Annotated[str, typer.Argument(help="Folder of a saved model, or of the run that saved it.")],
-            data: Annotated[str, typer.Argument(help="Images: a folder, file or zarr store, or the name of a public set.")],
-            out: Annotated[str, typer.Option("--out", "-o", help="Table to write: .parquet or .csv.")],
-            classes: Annotated[Optional[str], typer.Option("--classes", help="Of a public set: its classes, comma-separated, or all.")] = None,
-            n: Annotated[Optional[int], typer.Option("-n", help="At most this many images of a named set.")] = None,
-            axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the axes of an array, such as NYXC.")] = None,
-            metadata: Annotated[Optional[str], typer.Option("--metadata", metavar="CSV", help="What is known of the images: a row each.")] = None):
-    "Apply a saved model to new images: factors, margins, probabilities, decisions, and what is unlike the training cells."
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a saved model, or of the run that saved it.")],
+    data: Annotated[str, typer.Argument(help="Images: a folder, file or zarr store, or the name of a public set.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Table to write: .parquet or .csv.")],
+    classes: Annotated[
+        Optional[str], typer.Option("--classes", help="Of a public set: its classes, comma-separated, or all.")
+    ] = None,
+    n: Annotated[Optional[int], typer.Option("-n", help="At most this many images of a named set.")] = None,
+    axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the axes of an array, such as NYXC.")] = None,
+    metadata: Annotated[
+        Optional[str], typer.Option("--metadata", metavar="CSV", help="What is known of the images: a row each.")
+    ] = None,
+):
+    """Apply a saved model to new images: factors, margins, probabilities, decisions, and what is unlike the training
+    cells.
+    """
     from cellinterp.runs.predict import predict as apply
+
     table = apply(model, data, out, classes=classes, n=n, axes=axes, metadata=metadata)
     print(table["decision"].value_counts().to_string(header=False))
-    if "unlike_training" in table: print(f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (reconstruction error above their 99th percentile)")
+    if "unlike_training" in table:
+        print(
+            f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (reconstruction"
+            " error above their 99th percentile)"
+        )
     print(f"table: {out}")
 
 
 @app.command()
 @_one_sentence
-def doctor(install_julia: Annotated[bool, typer.Option("--install-julia", help="Let PySR download and install Julia first.")] = False):
+def doctor(
+    install_julia: Annotated[
+        bool, typer.Option("--install-julia", help="Let PySR download and install Julia first.")
+    ] = False,
+):
     "Say what is installed, what it runs on, and what is missing."
     from cellinterp.runs import doctor as doc
-    if install_julia: doc.install_julia()
+
+    if install_julia:
+        doc.install_julia()
     facts = doc.checkup()
     print(doc.show(facts))
-    if any(f["state"] == "missing" for f in facts): raise typer.Exit(1)
+    if any(f["state"] == "missing" for f in facts):
+        raise typer.Exit(1)
 
 
 def main():
     "The console entry point."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # before torch is imported: spinning threads lose a factor of several on a shared machine
+    # before torch is imported: spinning threads lose a factor of several on a shared machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="cellinterp")

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/cluster.ipynb #192ad106
 from __future__ import annotations
+
 import contextlib
 import functools
 import os
@@ -16,7 +17,8 @@ from .execute import _meant
 from .remote import local_folder
 from .sweep import STATUS, RunProcess, worker_env
 
-BEAT, OLD, GRACE = 5.0, 60.0, 5.0                               # seconds between two touches, until the sweep is taken for dead, and from then until a job ends itself
+# seconds between two touches, until the sweep is taken for dead, and from then until a job ends itself
+BEAT, OLD, GRACE = 5.0, 60.0, 5.0
 SLURM = ("queue", "account", "walltime", "memory", "interface", "directives", "prologue", "python")
 
 # %% auto #0
@@ -24,19 +26,27 @@ __all__ = ['BEAT', 'OLD', 'GRACE', 'SLURM', 'run_here', 'end_with_sweep', 'DaskP
 
 # %% ../../nbs/runs/cluster.ipynb #351ddca1
 def run_here(spec: dict) -> dict:
-    "What a worker does: run it in a process of its own until it ends, its time is up or the sweep is gone. Returns the outcome."
+    """What a worker does: run it in a process of its own until it ends, its time is up or the sweep is gone. Returns
+    the outcome.
+    """
     if spec["job"]: end_with_sweep(spec["alive"])
     task, gone = RunProcess(spec), _Gone(spec["alive"])
     while (outcome := task.poll()) is None:
         if gone():
             task.kill()
-            return dict(state="failed", seconds=time.monotonic() - task.started, error="stopped: the sweep that asked for it has ended")
+            return dict(
+                state="failed",
+                seconds=time.monotonic() - task.started,
+                error="stopped: the sweep that asked for it has ended",
+            )
         time.sleep(0.1)
     return outcome
 
 
 class _Gone:
-    "Whether a sweep has ended: its file has disappeared, or has not been touched for `OLD` seconds (by this machine's clock)."
+    """Whether a sweep has ended: its file has disappeared, or has not been touched for `OLD` seconds (by this machine's
+    clock).
+    """
     def __init__(self, alive): self.alive, self.stamp, self.seen = Path(alive), None, time.monotonic()
 
     def __call__(self) -> bool:
@@ -48,7 +58,9 @@ class _Gone:
 
 @functools.cache
 def end_with_sweep(alive: str):
-    "Make this process, a job of the sweep, end some seconds after it. dask's worker is told to end as well, but may then wait long for a scheduler that is no more."
+    """Make this process, a job of the sweep, end some seconds after it. dask's worker is told to end as well, but may
+    then wait long for a scheduler that is no more.
+    """
     def watch(gone=_Gone(alive)):
         while not gone(): time.sleep(1)
         time.sleep(GRACE)
@@ -60,14 +72,24 @@ class DaskPool:
     "Runs on dask workers, one at a time on each."
 
     def __init__(self, client, workers: int, folder, cluster=None, resubmit: int = 0):
-        self.client, self.workers, self.cluster, self.resubmit, self.jobs = client, workers, cluster, resubmit, resubmit > 0
+        self.client, self.workers, self.cluster, self.resubmit, self.jobs = (
+            client,
+            workers,
+            cluster,
+            resubmit,
+            resubmit > 0,
+        )
         handle, path = tempfile.mkstemp(prefix=".alive-", dir=folder)
         os.close(handle)
         self.alive, self.touched = Path(path), time.monotonic()
 
     def start(self, spec: dict):
         spec = {**spec, "alive": str(self.alive), "job": self.jobs, "cwd": os.getcwd()}
-        return self.client.submit(run_here, spec, pure=False, key=f"{Path(spec['params']['out']).name}-{time.time_ns()}"), local_folder(spec["params"]["out"]) / STATUS, time.time()
+        return (
+            self.client.submit(run_here, spec, pure=False, key=f"{Path(spec['params']['out']).name}-{time.time_ns()}"),
+            local_folder(spec["params"]["out"]) / STATUS,
+            time.time(),
+        )
 
     def begun(self, task) -> bool:
         "Whether a worker has taken it up, not only the queue."
@@ -103,10 +125,19 @@ class DaskPool:
 
 # %% ../../nbs/runs/cluster.ipynb #7febb9f4
 def dask_pool(workers: int, folder, scheduler: str | None = None) -> DaskPool:
-    "A pool on a dask scheduler, or on a LocalCluster. Raises ImportError with the way to install it, OSError if there is no scheduler at the address."
+    """A pool on a dask scheduler, or on a LocalCluster. Raises ImportError with the way to install it, OSError if there
+    is no scheduler at the address.
+    """
     distributed = _need("distributed")
     if scheduler is None:
-        cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0, silence_logs=50)
+        cluster = distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=50,
+        )
         return DaskPool(distributed.Client(cluster), workers, folder, cluster)
     try: client = distributed.Client(scheduler, timeout=20)
     except (OSError, TimeoutError): raise OSError(f"no dask scheduler answers at {scheduler!r}") from None
@@ -114,12 +145,16 @@ def dask_pool(workers: int, folder, scheduler: str | None = None) -> DaskPool:
 
 
 def _need(name: str):
-    "Import a module of the extra; dask-jobqueue would take over Ctrl-C as it is imported, and cannot be imported off the main thread for that."
+    """Import a module of the extra; dask-jobqueue would take over Ctrl-C as it is imported, and cannot be imported off
+    the main thread for that.
+    """
     import importlib
     from unittest import mock
     try:
-        with mock.patch("signal.signal"): return importlib.import_module(name)
-    except ImportError: raise ImportError(f"{name.replace('_', '-')} is not installed: pip install \"cellinterp[cluster]\"") from None
+        with mock.patch("signal.signal"):
+            return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"{name.replace('_', '-')} is not installed: pip install \"cellinterp[cluster]\"") from None
 
 # %% ../../nbs/runs/cluster.ipynb #5361ce53
 def slurm_cluster(resources: dict, workers: int, n_runs: int, folder):
@@ -130,17 +165,33 @@ def slurm_cluster(resources: dict, workers: int, n_runs: int, folder):
     jobqueue = _need("dask_jobqueue")
     given = dict(resources.get("slurm") or {})
     for key in given:
-        if key not in SLURM: raise ValueError(f"resources: slurm has an unknown key {key!r}{_meant(key, SLURM)}; it may have: {', '.join(SLURM)}")
-    minutes = min(24 * 60, resources["minutes"] * -(-n_runs // workers) + 10)       # enough for every run of a worker to take all the time it may
+        if key not in SLURM:
+            raise ValueError(
+                f"resources: slurm has an unknown key {key!r}{_meant(key, SLURM)}; it may have: {', '.join(SLURM)}"
+            )
+    # enough for every run of a worker to take all the time it may
+    minutes = min(24 * 60, resources["minutes"] * -(-n_runs // workers) + 10)
     walltime = given.get("walltime") or f"{int(minutes // 60):02d}:{int(minutes % 60):02d}:00"
     threads, gpus = int(resources["threads"] or 1), int(resources["gpus"])
     directives = [*([f"--gres=gpu:{gpus}"] if gpus else []), *given.get("directives", [])]
     prologue = [f"export {k}={v}" for k, v in worker_env(threads, None).items()]
     logs = Path(folder) / "slurm"
     options = {k: given[k] for k in ("queue", "account", "interface", "python") if k in given}
-    return jobqueue.SLURMCluster(cores=1, processes=1, job_cpu=threads, memory=f"{given.get('memory') or resources['memory'] or 4} GB", walltime=walltime, job_name="cellinterp",
-                                 job_extra_directives=directives, job_script_prologue=[*prologue, *given.get("prologue", [])], log_directory=str(logs), nanny=False,
-                                 death_timeout=120, scheduler_options={"dashboard": False}, **options)
+    return jobqueue.SLURMCluster(
+        cores=1,
+        processes=1,
+        job_cpu=threads,
+        memory=f"{given.get('memory') or resources['memory'] or 4} GB",
+        walltime=walltime,
+        job_name="cellinterp",
+        job_extra_directives=directives,
+        job_script_prologue=[*prologue, *given.get("prologue", [])],
+        log_directory=str(logs),
+        nanny=False,
+        death_timeout=120,
+        scheduler_options={"dashboard": False},
+        **options,
+    )
 
 
 def slurm_pool(resources: dict, workers: int, n_runs: int, folder) -> DaskPool:

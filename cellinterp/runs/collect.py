@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/collect.ipynb #2088bf65
 from __future__ import annotations
+
 import html
 import json
 import os
@@ -29,12 +30,15 @@ def collect(folder, write: bool = True):
     Parameters
     ----------
     folder : where the runs' folders lie, at any depth; or an address (see `runs.remote`).
-    write : also write table.parquet and table.csv there, and folds.parquet and folds.csv (model, fold, seed, metric, value) if runs have such tables.
+    write : also write table.parquet and table.csv there, and folds.parquet and folds.csv (model, fold, seed, metric,
+        value) if runs have such tables.
 
     Returns
     -------
-    DataFrame, a row a run: run (its folder), notebook, parameters, metrics, and device, precision, engine, threads, seconds, peak_memory_mb, peak_gpu_memory_mb,
-    code_hash as recorded. `attrs` has the names of the parameters, of those that vary, and of the metrics. A metric that is called like a parameter becomes `metric_…`.
+    DataFrame, a row a run: run (its folder), notebook, parameters, metrics, and device, precision, engine, threads,
+    seconds, peak_memory_mb, peak_gpu_memory_mb,
+    code_hash as recorded. `attrs` has the names of the parameters, of those that vary, and of the metrics. A metric
+    that is called like a parameter becomes `metric_…`.
 
     Raises
     ------
@@ -43,13 +47,23 @@ def collect(folder, write: bool = True):
     import pandas as pd
     out, folder = folder, local_folder(folder)
     pull(out, lambda name: name.rpartition("/")[2] in (RESULT, STATUS, PLAN, "metrics.csv"))
-    results = {p.parent.relative_to(folder).as_posix(): r for p in sorted(folder.rglob(RESULT)) if "checkpoint" not in p.parts and (r := _read(p)) is not None}
+    results = {
+        p.parent.relative_to(folder).as_posix(): r
+        for p in sorted(folder.rglob(RESULT))
+        if "checkpoint" not in p.parts and (r := _read(p)) is not None
+    }
     if not results: raise FileNotFoundError(f"there is no finished run in {str(folder)!r}: no {RESULT} below it")
     taken, rows = {"run", "notebook", *FACTS}.union(*(r["parameters"] for r in results.values())), []
     for run, r in results.items():
-        parameters = {k: v if not isinstance(v, (list, dict)) else json.dumps(v) for k, v in r["parameters"].items() if k != "out" and k not in FACTS}
+        parameters = {
+            k: v if not isinstance(v, (list, dict)) else json.dumps(v)
+            for k, v in r["parameters"].items()
+            if k != "out" and k not in FACTS
+        }
         metrics = {f"metric_{k}" if k in taken else k: v for k, v in r["metrics"].items()}
-        rows.append((dict(run=run, notebook=r["notebook"]), parameters, metrics, {k: r.get(k) for k in FACTS if k in r}))
+        rows.append(
+            (dict(run=run, notebook=r["notebook"]), parameters, metrics, {k: r.get(k) for k in FACTS if k in r})
+        )
     frame = pd.DataFrame([{k: v for part in row for k, v in part.items()} for row in rows])
     parameters, metrics, recorded = (list(dict.fromkeys(k for row in rows for k in row[i])) for i in (1, 2, 3))
     for k in parameters: frame[k] = _one_type(frame[k])
@@ -69,14 +83,22 @@ def missing(experiment, table):
 
     experiment : a file or a packaged name, see `runs.sweep.read_experiment`.
 
-    Returns a DataFrame of what varies over the experiment and is a column of the table, a row a missing run; `attrs["planned"]` is the number of all.
+    Returns a DataFrame of what varies over the experiment and is a column of the table, a row a missing run;
+    `attrs["planned"]` is the number of all.
     """
     import pandas as pd
     experiment = read_experiment(experiment)
     keys = [k for k in experiment.axes if k in table]
-    plain = lambda v: "" if v is None or v != v else f"{v:g}" if isinstance(v := getattr(v, "item", lambda: v)(), (bool, int, float)) else str(v)
+    def plain(v):
+        return (
+            ""
+            if v is None or v != v
+            else f"{v:g}" if isinstance(v := getattr(v, "item", lambda: v)(), (bool, int, float)) else str(v)
+        )
     have = {tuple(map(plain, row)) for row in table[keys].to_numpy(dtype=object)}
-    frame = pd.DataFrame([{k: r[k] for k in keys} for r in experiment.runs if tuple(plain(r[k]) for k in keys) not in have], columns=keys)
+    frame = pd.DataFrame(
+        [{k: r[k] for k in keys} for r in experiment.runs if tuple(plain(r[k]) for k in keys) not in have], columns=keys
+    )
     frame.attrs["planned"] = len(experiment.runs)
     return frame
 
@@ -93,7 +115,9 @@ def _folds(folder: Path, frame):
     tables = []
     for _, row in frame.iterrows():
         if (path := folder / row["run"] / "metrics.csv").is_file():
-            tables.append(pd.read_csv(path).assign(run=row["run"], **{k: row[k] for k in frame.attrs["varying"] if k != "seed"}))
+            tables.append(
+                pd.read_csv(path).assign(run=row["run"], **{k: row[k] for k in frame.attrs["varying"] if k != "seed"})
+            )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -110,20 +134,23 @@ _ACCURACY = ("law_balanced_accuracy", "balanced_accuracy", "accuracy", "r2", "sc
 _COMPLEXITY = ("law_nodes_total", "law_nodes_max", "nodes", "sparse_weights", "factors", "l0", "parameters")
 
 
-def lower_is_better(metric: str) -> bool: return bool(_LOWER.search(metric)) and not re.search(r"accuracy|r2|cosine|score", metric)
+def lower_is_better(metric: str) -> bool:
+    return bool(_LOWER.search(metric)) and not re.search(r"accuracy|r2|cosine|score", metric)
 
 
 def pick(metrics, wanted) -> str | None:
     "The first metric that is, or else contains, one of the wanted names, in their order."
     for w in wanted:
-        if found := [m for m in metrics if m == w] or [m for m in metrics if w in m and not m.endswith("_sd")]: return found[0]
+        if found := [m for m in metrics if m == w] or [m for m in metrics if w in m and not m.endswith("_sd")]:
+            return found[0]
     return None
 
 
 def summary(table, metrics=None):
     """Mean and standard deviation of the metrics for each setting of the varying parameters but seed.
 
-    Returns a DataFrame: the varying parameters, n (runs), {metric}, {metric}_spread (n - 1 in the denominator; NaN for one run), and `best`, the best run by
+    Returns a DataFrame: the varying parameters, n (runs), {metric}, {metric}_spread (n - 1 in the denominator; NaN for
+    one run), and `best`, the best run by
     the first metric.
     """
     metrics = list(metrics or table.attrs["metrics"])
@@ -132,7 +159,11 @@ def summary(table, metrics=None):
     rows = []
     for key, part in groups:
         scores = part[metrics[0]]
-        best = None if scores.isna().all() else part.loc[scores.idxmin() if lower_is_better(metrics[0]) else scores.idxmax(), "run"]
+        best = (
+            None
+            if scores.isna().all()
+            else part.loc[scores.idxmin() if lower_is_better(metrics[0]) else scores.idxmax(), "run"]
+        )
         row = dict(zip(by, key if isinstance(key, tuple) else (key,))) | {"n": len(part)}
         for m in metrics: row |= {m: part[m].mean(), f"{m}_spread": part[m].std()}
         rows.append(row | {"best": best})
@@ -145,7 +176,9 @@ def pareto(table, accuracy: str, complexity: str):
     import numpy as np
     a = table[accuracy].to_numpy(dtype=float) * (-1 if lower_is_better(accuracy) else 1)
     c = table[complexity].to_numpy(dtype=float)
-    beaten = ((a[None] >= a[:, None]) & (c[None] <= c[:, None]) & ((a[None] > a[:, None]) | (c[None] < c[:, None]))).any(1)
+    beaten = (
+        (a[None] >= a[:, None]) & (c[None] <= c[:, None]) & ((a[None] > a[:, None]) | (c[None] < c[:, None]))
+    ).any(1)
     return ~beaten & np.isfinite(a) & np.isfinite(c)
 
 # %% ../../nbs/runs/collect.ipynb #f15ba51f
@@ -159,14 +192,27 @@ def plot_metric(table, metric: str, x: str = None, hue: str = None, ax=None):
     if hue: data[hue] = data[hue].map(str)
     colours = dict(hue=hue, palette="deep") if hue else dict(color="#3a6ea5")
     if numeric:
-        sns.lineplot(data, x=x, y=metric, errorbar="sd", err_style="bars", marker="o", ax=ax, err_kws={"capsize": 3}, **colours)
+        sns.lineplot(
+            data, x=x, y=metric, errorbar="sd", err_style="bars", marker="o", ax=ax, err_kws={"capsize": 3}, **colours
+        )
         sns.scatterplot(data, x=x, y=metric, alpha=.35, s=14, legend=False, ax=ax, **colours)
         values = sorted(data[x].dropna().unique())
         if len(values) > 2 and values[0] > 0 and values[-1] / values[0] >= 8: ax.set_xscale("log")
-        ax.set_xticks(values, [f"{v:g}" for v in values]); ax.minorticks_off()
+        ax.set_xticks(values, [f"{v:g}" for v in values])
+        ax.minorticks_off()
     else:
         data[x] = data[x].map(str)
-        sns.pointplot(data, x=x, y=metric, errorbar="sd", linestyle="none", dodge=.3 if hue else False, capsize=.1, ax=ax, **colours)
+        sns.pointplot(
+            data,
+            x=x,
+            y=metric,
+            errorbar="sd",
+            linestyle="none",
+            dodge=0.3 if hue else False,
+            capsize=0.1,
+            ax=ax,
+            **colours
+        )
         sns.stripplot(data, x=x, y=metric, alpha=.35, size=3.5, dodge=bool(hue), legend=False, ax=ax, **colours)
     ax.set(xlabel=x, ylabel=metric.replace("_", " "))
     if hue: sns.move_legend(ax, "best", frameon=False)
@@ -193,7 +239,11 @@ def _axes(table, x, hue):
     "The parameters to draw against: by default the first number that varies, and what else varies."
     varying = [k for k in table.attrs["varying"] if k != "seed"]
     for name in x, hue:
-        if name is not None and name not in table.columns: raise ValueError(f"there is no column {name!r}{_meant(name, table.columns)}; varying parameters: {', '.join(varying) or 'none'}")
+        if name is not None and name not in table.columns:
+            raise ValueError(
+                f"there is no column {name!r}{_meant(name, table.columns)}; varying parameters:"
+                f" {', '.join(varying) or 'none'}"
+            )
     x = x or next((k for k in varying if table[k].dtype.kind in "if"), varying[0] if varying else "notebook")
     return x, hue or next((k for k in varying if k != x), None)
 
@@ -221,18 +271,28 @@ def compare(folder, *, metric: str = None, x: str = None, hue: str = None, compl
     table = collect(out)
     metrics = [m for m in table.attrs["metrics"] if table[m].notna().any()]
     for name in metric, complexity:
-        if name is not None and name not in metrics: raise ValueError(f"there is no metric {name!r}{_meant(name, metrics)}; there are: {', '.join(metrics) or 'none'}")
+        if name is not None and name not in metrics:
+            raise ValueError(
+                f"there is no metric {name!r}{_meant(name, metrics)}; there are: {', '.join(metrics) or 'none'}"
+            )
     if not metrics: raise ValueError(f"the runs in {str(folder)!r} have no metrics to compare")
     metric = metric or pick(metrics, _ACCURACY) or metrics[0]
     complexity = complexity or pick([m for m in metrics if m != metric], _COMPLEXITY)
     x, hue = _axes(table, x, hue)
     figures = {"metric": plot_metric(table, metric, x, hue).figure}
-    if complexity: figures["pareto"] = plot_pareto(table, metric, complexity, hue or (x if x in table.attrs["varying"] else None)).figure
+    if complexity:
+        figures["pareto"] = plot_pareto(
+            table, metric, complexity, hue or (x if x in table.attrs["varying"] else None)
+        ).figure
     for name, figure in figures.items():
         figure.tight_layout()
         for suffix in "png", "svg": figure.savefig(folder / f"{name}.{suffix}", dpi=150)
         plt.close(figure)
-    shown = [metric, *([complexity] if complexity else []), *(m for m in metrics if m not in (metric, complexity) and not m.endswith("_sd") and table[m].nunique() > 1)]
+    shown = [
+        metric,
+        *([complexity] if complexity else []),
+        *(m for m in metrics if m not in (metric, complexity) and not m.endswith("_sd") and table[m].nunique() > 1),
+    ]
     settings = summary(table, shown)
     settings.to_csv(folder / "settings.csv", index=False)
     write_atomically(folder / INDEX, _page(folder, table, settings, shown, list(figures)))
@@ -241,39 +301,99 @@ def compare(folder, *, metric: str = None, x: str = None, hue: str = None, compl
 
 
 def _page(folder, table, settings, metrics, figures) -> str:
-    from cellinterp.runs.report import CSS, JS, THEME_JS, _NO_REQUESTS, data_uri, page_html
+    from cellinterp.runs.report import _NO_REQUESTS, CSS, JS, THEME_JS, data_uri, page_html
     about = _read(folder / PLAN) or {}
     by = [k for k in table.attrs["varying"] if k != "seed"]
     best = settings[metrics[0]].idxmin() if lower_is_better(metrics[0]) else settings[metrics[0]].idxmax()
-    images = "".join(f'<figure><img src="{data_uri((folder / f"{name}.svg").read_text(encoding="utf-8"), "image/svg+xml")}" alt="{name}"></figure>' for name in figures)
-    rows = [[*(_cell(s[k]) for k in by), str(s["n"]), *(_mean_sd(s[m], s[f"{m}_spread"]) for m in metrics), _link(folder, s["best"], "report")] for _, s in settings.iterrows()]
-    body = ['<h2 id="comparison">Comparison</h2>', images, '<h2 id="settings">Settings</h2><p>Mean ± standard deviation over the runs of a setting; the best by '
-            f'<code>{html.escape(metrics[0])}</code> stands out.</p>', _table([*by, "runs", *metrics, "best run"], rows, best if best == best else None)]
-    rows = [[_link(folder, r["run"], r["run"]), *(_cell(r[k]) for k in table.attrs["varying"]), *(_cell(r[m]) for m in metrics), *(_cell(r.get(k)) for k in FACTS if k in table)] for _, r in table.iterrows()]
-    body += ['<h2 id="runs">Runs</h2>', _table(["run", *table.attrs["varying"], *metrics, *(k for k in FACTS if k in table)], rows)]
+    images = "".join(
+        f'<figure><img src="{data_uri((folder / f"{name}.svg").read_text(encoding="utf-8"), "image/svg+xml")}"'
+        f' alt="{name}"></figure>'
+        for name in figures
+    )
+    rows = [
+        [
+            *(_cell(s[k]) for k in by),
+            str(s["n"]),
+            *(_mean_sd(s[m], s[f"{m}_spread"]) for m in metrics),
+            _link(folder, s["best"], "report"),
+        ]
+        for _, s in settings.iterrows()
+    ]
+    body = [
+        '<h2 id="comparison">Comparison</h2>',
+        images,
+        (
+            '<h2 id="settings">Settings</h2><p>Mean ± standard deviation over the runs of a setting; the best by '
+            f"<code>{html.escape(metrics[0])}</code> stands out.</p>"
+        ),
+        _table([*by, "runs", *metrics, "best run"], rows, best if best == best else None),
+    ]
+    rows = [
+        [
+            _link(folder, r["run"], r["run"]),
+            *(_cell(r[k]) for k in table.attrs["varying"]),
+            *(_cell(r[m]) for m in metrics),
+            *(_cell(r.get(k)) for k in FACTS if k in table),
+        ]
+        for _, r in table.iterrows()
+    ]
+    body += [
+        '<h2 id="runs">Runs</h2>',
+        _table(["run", *table.attrs["varying"], *metrics, *(k for k in FACTS if k in table)], rows),
+    ]
     if failed := _failed(folder):
-        links = lambda run: " · ".join(f'<a href="{html.escape(f"{run}/{name}")}">{name}</a>' for name in (FAILED, LOG) if (folder / run / name).exists())
-        body += ['<h2 id="failed">Failed</h2>', _table(["run", "why", "look at"], [[html.escape(run), html.escape(why), links(run)] for run, why in failed])]
+        def links(run):
+            return " · ".join(
+                    f'<a href="{html.escape(f"{run}/{name}")}">{name}</a>'
+                    for name in (FAILED, LOG)
+                    if (folder / run / name).exists()
+                )
+        body += [
+            '<h2 id="failed">Failed</h2>',
+            _table(
+                ["run", "why", "look at"], [[html.escape(run), html.escape(why), links(run)] for run, why in failed]
+            ),
+        ]
     codes = table["code_hash"].nunique()
-    meta = f'<p class="meta">{len(table)} finished runs{f", {len(failed)} failed" if failed else ""}{f", of {codes} versions of the code (see code_hash)" if codes > 1 else ""} · <a href="{TABLE}.csv">{TABLE}.csv</a> · <a href="{TABLE}.parquet">{TABLE}.parquet</a></p>'
-    return page_html(about.get("experiment") or folder.resolve().name, "\n".join(body), subtitle=about.get("description") or "", before=meta, home="cellinterp · runs",
-                     head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>", scripts=f"<script>{JS}</script>")
+    meta = (
+        f'<p class="meta">{len(table)} finished'
+        f' runs{f", {len(failed)} failed" if failed else ""}{f", of {codes} versions of the code (see code_hash)" if codes > 1 else ""}'
+        f' · <a href="{TABLE}.csv">{TABLE}.csv</a> · <a href="{TABLE}.parquet">{TABLE}.parquet</a></p>'
+    )
+    return page_html(
+        about.get("experiment") or folder.resolve().name,
+        "\n".join(body),
+        subtitle=about.get("description") or "",
+        before=meta,
+        home="cellinterp · runs",
+        head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>",
+        scripts=f"<script>{JS}</script>",
+    )
 
 
 def _failed(folder: Path) -> list[tuple[str, str]]:
-    found = [(p.parent.relative_to(folder).as_posix(), s) for p in sorted(folder.rglob(STATUS)) if (s := _read(p)) is not None]
+    found = [
+        (p.parent.relative_to(folder).as_posix(), s)
+        for p in sorted(folder.rglob(STATUS))
+        if (s := _read(p)) is not None
+    ]
     return [(run, s.get("error", "")) for run, s in found if s.get("state") == "failed"]
 
 
 def _table(header, rows, strong=None) -> str:
     head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "".join(f'<tr{" style=font-weight:650" if i == strong else ""}>' + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for i, row in enumerate(rows))
+    body = "".join(
+        f'<tr{" style=font-weight:650" if i == strong else ""}>' + "".join(f"<td>{c}</td>" for c in row) + "</tr>"
+        for i, row in enumerate(rows)
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(v) -> str:
     if v is None or v != v: return "–"
-    return html.escape(f"{v:.4g}" if isinstance(v, float) and not v.is_integer() else f"{v:g}" if isinstance(v, float) else str(v))
+    return html.escape(
+        f"{v:.4g}" if isinstance(v, float) and not v.is_integer() else f"{v:g}" if isinstance(v, float) else str(v)
+    )
 
 
 def _mean_sd(mean, sd) -> str: return _cell(mean) if sd != sd else f"{_cell(mean)} ± {sd:.2g}"

@@ -4,15 +4,43 @@
 
 # %% ../../nbs/runs/doctor.ipynb #eda31b48
 from __future__ import annotations
+
 import os
 import platform
 import shutil
 import subprocess
 import sys
 
-REQUIRED = ("torch", "accelerate", "safetensors", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "scikit-image", "sympy", "pyoperon", "pysr", "tifffile", "zarr",
-            "papermill", "ipykernel", "typer")
-OPTIONAL = ("transformers", "timm", "anndata", "mrcfile", "numba", "distributed", "dask-jobqueue", "s3fs", "tensorboard")
+REQUIRED = (
+    "torch",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "scikit-image",
+    "sympy",
+    "pyoperon",
+    "pysr",
+    "tifffile",
+    "zarr",
+    "papermill",
+    "ipykernel",
+    "typer",
+)
+OPTIONAL = (
+    "transformers",
+    "timm",
+    "anndata",
+    "mrcfile",
+    "numba",
+    "distributed",
+    "dask-jobqueue",
+    "s3fs",
+    "tensorboard",
+)
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'checkup', 'julia_state', 'show', 'install_julia']
@@ -20,7 +48,11 @@ __all__ = ['REQUIRED', 'OPTIONAL', 'checkup', 'julia_state', 'show', 'install_ju
 # %% ../../nbs/runs/doctor.ipynb #59f45591
 def checkup() -> list[dict]:
     "Facts about this installation and machine: dicts of section, name, found, state ('ok', 'note' or 'missing')."
-    return [dict(zip(("section", "name", "found", "state"), row)) for part in (_packages, _machine, _tools, _data) for row in part()]
+    return [
+        dict(zip(("section", "name", "found", "state"), row))
+        for part in (_packages, _machine, _tools, _data)
+        for row in part()
+    ]
 
 
 def _packages():
@@ -29,7 +61,12 @@ def _packages():
     for name in ("cellinterp", *REQUIRED, *OPTIONAL):
         try: yield "packages", name, version(name), "ok"
         except PackageNotFoundError:
-            yield "packages", name, "not installed" + (" (optional)" if name in OPTIONAL else f": pip install {name}"), "note" if name in OPTIONAL else "missing"
+            yield (
+                "packages",
+                name,
+                "not installed" + (" (optional)" if name in OPTIONAL else f": pip install {name}"),
+                "note" if name in OPTIONAL else "missing",
+            )
 
 
 def _machine():
@@ -41,19 +78,52 @@ def _machine():
     try: import torch
     except ImportError: return
     if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()): yield "machine", f"GPU {i}", torch.cuda.get_device_name(i), "ok"
-    else: yield "machine", "GPU", "Apple GPU" if torch.backends.mps.is_available() else "none: models are fitted on the CPU", "ok"
-    yield "machine", "threads", f"torch uses {torch.get_num_threads()}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}", "ok"
+        for i in range(torch.cuda.device_count()):
+            yield "machine", f"GPU {i}", torch.cuda.get_device_name(i), "ok"
+    else:
+        yield (
+            "machine",
+            "GPU",
+            "Apple GPU" if torch.backends.mps.is_available() else "none: models are fitted on the CPU",
+            "ok",
+        )
+    yield (
+        "machine",
+        "threads",
+        f"torch uses {torch.get_num_threads()}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}",
+        "ok",
+    )
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    yield ("machine", "OMP_WAIT_POLICY", policy if policy.upper() == "PASSIVE" else f"{policy}: set it to PASSIVE before Python starts; waiting threads that spin "
-           "make everything several times slower where other work shares the cores", "ok" if policy.upper() == "PASSIVE" else "note")
+    yield (
+        "machine",
+        "OMP_WAIT_POLICY",
+        (
+            policy
+            if policy.upper() == "PASSIVE"
+            else (
+                f"{policy}: set it to PASSIVE before Python starts; waiting threads that spin "
+                "make everything several times slower where other work shares the cores"
+            )
+        ),
+        "ok" if policy.upper() == "PASSIVE" else "note",
+    )
 
 
 def _tools():
     ready, why = julia_state()
-    yield "tools", "Julia for PySR", "ready" if ready else f"not ready, so engine='auto' takes Operon: {why}", "ok" if ready else "note"
+    yield (
+        "tools",
+        "Julia for PySR",
+        "ready" if ready else f"not ready, so engine='auto' takes Operon: {why}",
+        "ok" if ready else "note",
+    )
     quarto = shutil.which("quarto")
-    yield "tools", "Quarto", _version([quarto, "--version"]) if quarto else "not installed: pages and reports are built by pandoc", "ok" if quarto else "note"
+    yield (
+        "tools",
+        "Quarto",
+        _version([quarto, "--version"]) if quarto else "not installed: pages and reports are built by pandoc",
+        "ok" if quarto else "note",
+    )
     try:
         import pypandoc
         yield "tools", "pandoc", str(pypandoc.get_pandoc_version()), "ok"
@@ -66,7 +136,9 @@ def _version(command) -> str:
 
 
 def julia_state() -> tuple[bool, str]:
-    "Whether Julia and SymbolicRegression.jl are ready, and if not, why; PySR is not imported, since importing it starts a download."
+    """Whether Julia and SymbolicRegression.jl are ready, and if not, why; PySR is not imported, since importing it
+    starts a download.
+    """
     from cellinterp.laws.pysr_adapter import pysr_ready
     return pysr_ready()
 
@@ -74,9 +146,21 @@ def julia_state() -> tuple[bool, str]:
 def _data():
     from cellinterp.data.public import data_folder, public_sets
     folder, named = data_folder(), bool(os.environ.get("CELLINTERP_DATA"))
-    yield "data", "folder", f"{folder}{'' if folder.is_dir() else ' (not there)'}{'' if named else '; CELLINTERP_DATA, which names another, is not set'}", "ok" if named and folder.is_dir() else "note"
+    yield (
+        "data",
+        "folder",
+        (
+            f"{folder}{'' if folder.is_dir() else ' (not there)'}{'' if named else '; CELLINTERP_DATA, which names another, is not set'}"
+        ),
+        "ok" if named and folder.is_dir() else "note",
+    )
     for entry in public_sets().to_dict("records"):
-        yield "data", entry["name"], "found" if entry["found"] else "not here: `cellinterp data` says how to get it", "ok" if entry["found"] else "note"
+        yield (
+            "data",
+            entry["name"],
+            "found" if entry["found"] else "not here: `cellinterp data` says how to get it",
+            "ok" if entry["found"] else "note",
+        )
 
 # %% ../../nbs/runs/doctor.ipynb #787c284c
 def show(facts: list[dict]) -> str:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/execute.ipynb #315920eb
 from __future__ import annotations
+
 import ast
 import contextlib
 import difflib
@@ -26,7 +27,9 @@ EXECUTED, FAILED, REPORT = "executed.ipynb", "failed.ipynb", "report.html"
 
 
 class RunFailed(RuntimeError):
-    "A notebook that raised, or did not write its result; `notebook` is the executed notebook that was kept, with the traceback."
+    """A notebook that raised, or did not write its result; `notebook` is the executed notebook that was kept, with the
+    traceback.
+    """
 
     def __init__(self, message, notebook=None):
         super().__init__(message)
@@ -48,7 +51,8 @@ def list_notebooks() -> list[dict]:
 def heading(cells) -> tuple[str, str]:
     "The first heading (`# …`) of a notebook and the quoted line under it (`> …`)."
     text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    find = lambda pattern: m[1].strip() if (m := re.search(pattern, text, re.M)) else ""
+    def find(pattern):
+        return m[1].strip() if (m := re.search(pattern, text, re.M)) else ""
     return find(r"^# (.+)$"), find(r"^> (.+)$")
 
 
@@ -63,8 +67,10 @@ def find_notebook(name) -> Path:
         raise FileNotFoundError(f"there is no notebook {str(name)!r} here")
     known = {n["name"]: n["path"] for n in list_notebooks()}
     if str(name) in known: return known[str(name)]
-    raise FileNotFoundError(f"there is no packaged notebook {str(name)!r}{_meant(name, known)}; packaged are: {', '.join(known) or 'none'}. "
-                            "For your own give its path, such as ./mine.ipynb")
+    raise FileNotFoundError(
+        f"there is no packaged notebook {str(name)!r}{_meant(name, known)}; packaged are: {', '.join(known) or 'none'}."
+        " For your own give its path, such as ./mine.ipynb"
+    )
 
 
 def _meant(name, known) -> str:
@@ -87,36 +93,62 @@ class Parameter:
 def read_parameters(notebook) -> dict[str, Parameter]:
     """The parameters of a notebook by name, in order.
 
-    Raises ValueError if no code cell is tagged `parameters` or the cell assigns nothing, since papermill would then silently run the defaults.
+    Raises ValueError if no code cell is tagged `parameters` or the cell assigns nothing, since papermill would then
+    silently run the defaults.
     """
     path = Path(notebook)
     try: cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError, TypeError): raise ValueError(f"{path.name} is not a notebook of format 4") from None
-    source = next(("".join(c["source"]) for c in cells if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])), None)
-    if source is None: raise ValueError(f"{path.name} has no cell tagged `parameters`, so there is nothing that could be set: tag the cell with its parameters")
-    try: tree = ast.parse(source)
-    except SyntaxError as error: raise ValueError(f"the parameters cell of {path.name} is not plain Python: {error}") from None
-    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    source = next(
+        (
+            "".join(c["source"])
+            for c in cells
+            if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])
+        ),
+        None,
+    )
+    if source is None:
+        raise ValueError(
+            f"{path.name} has no cell tagged `parameters`, so there is nothing that could be set: tag the cell with its"
+            " parameters"
+        )
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"the parameters cell of {path.name} is not plain Python: {error}") from None
+    comments = {
+        t.start[0]: t.string.lstrip("# ").strip()
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
     out = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) and node.value else []
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target] if isinstance(node, ast.AnnAssign) and node.value else []
+        )
         for target in targets:
             if not isinstance(target, ast.Name): continue
             try: default, literal = ast.literal_eval(node.value), True
             except ValueError: default, literal = ast.unparse(node.value), False
             out[target.id] = Parameter(target.id, default, literal, comments.get(node.end_lineno, ""))
-    if not out: raise ValueError(f"the parameters cell of {path.name} assigns nothing: write one `name = default` a line")
+    if not out:
+        raise ValueError(f"the parameters cell of {path.name} assigns nothing: write one `name = default` a line")
     return out
 
 # %% ../../nbs/runs/execute.ipynb #0ef28131
 def check_parameters(parameters: dict[str, Parameter], values: dict, notebook="the notebook") -> dict:
     """`values`, with numbers in the type of their defaults.
 
-    Raises ValueError for a name that the notebook does not have (with the nearest names, and all there are), TypeError for a value of another kind.
+    Raises ValueError for a name that the notebook does not have (with the nearest names, and all there are), TypeError
+    for a value of another kind.
     """
     for name in values:
         if name not in parameters:
-            raise ValueError(f"{notebook} has no parameter {name!r}{_meant(name, parameters)}; it has: {', '.join(parameters)}")
+            raise ValueError(
+                f"{notebook} has no parameter {name!r}{_meant(name, parameters)}; it has: {', '.join(parameters)}"
+            )
     return {name: _coerce(parameters[name], v) for name, v in values.items()}
 
 
@@ -148,12 +180,15 @@ def _coerce(p: Parameter, v):
 
 
 def parse_value(text: str, parameter: Parameter | None):
-    "The value that `text` stands for: text where the default is text, else YAML (where only true and false are truth values)."
+    """The value that `text` stands for: text where the default is text, else YAML (where only true and false are truth
+    values).
+    """
     if parameter is not None and parameter.literal and isinstance(parameter.default, str): return text
     import yaml
     try: value = yaml.safe_load(text)
     except yaml.YAMLError: return text
-    if isinstance(value, bool) and text.strip().lower() not in ("true", "false"): return text      # YAML 1.1 takes "no" and "on" for truth values
+    # YAML 1.1 takes "no" and "on" for truth values
+    if isinstance(value, bool) and text.strip().lower() not in ("true", "false"): return text
     if value is None and text.strip() not in ("null", "~", "", "None"): return text
     if text.strip() == "None": return None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value): return float(value)
@@ -161,30 +196,43 @@ def parse_value(text: str, parameter: Parameter | None):
 
 
 def read_yaml(file) -> tuple[Path, dict]:
-    "The path and the content of a YAML file: a path, or the name of a packaged experiment. Raises FileNotFoundError or ValueError with one clear sentence."
+    """The path and the content of a YAML file: a path, or the name of a packaged experiment. Raises FileNotFoundError
+    or ValueError with one clear sentence.
+    """
     import yaml
     folder = packaged_folder("experiments")
     path = next((p for p in (Path(file), folder / str(file), folder / f"{file}.yaml") if p.is_file()), None)
     if path is None:
         known = [p.stem for p in sorted(folder.glob("*.yaml"))]
-        raise FileNotFoundError(f"there is no parameter file {str(file)!r}{_meant(Path(file).stem, known)}; packaged experiments are: {', '.join(known) or 'none'}")
-    try: content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise ValueError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
+        raise FileNotFoundError(
+            f"there is no parameter file {str(file)!r}{_meant(Path(file).stem, known)}; packaged experiments are:"
+            f" {', '.join(known) or 'none'}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
-    if not isinstance(content, dict): raise ValueError(f"{path.name} must hold `name: value` lines; it holds a {type(content).__name__}")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold `name: value` lines; it holds a {type(content).__name__}")
     return path, content
 
 
 def read_params_file(file) -> tuple[str | None, dict]:
-    """The notebook (or None) and the parameters of a YAML file: flat, or with the keys `notebook`, `parameters`, `description` and `resources`.
+    """The notebook (or None) and the parameters of a YAML file: flat, or with the keys `notebook`, `parameters`,
+    `description` and `resources`.
 
-    `file` is a path, or the name of a packaged experiment. Raises FileNotFoundError or ValueError with one clear sentence.
+    `file` is a path, or the name of a packaged experiment. Raises FileNotFoundError or ValueError with one clear
+    sentence.
     """
     path, content = read_yaml(file)
-    if "grid" in content: raise ValueError(f"{path.name} has a grid, which is many runs: `cellinterp sweep {file} --out FOLDER`")
+    if "grid" in content:
+        raise ValueError(f"{path.name} has a grid, which is many runs: `cellinterp sweep {file} --out FOLDER`")
     if "parameters" not in content: return None, content
-    if extra := set(content) - {"notebook", "parameters", "description", "resources"}: raise ValueError(f"{path.name} has unknown keys beside `parameters`: {', '.join(sorted(extra))}")
-    if not isinstance(content["parameters"] or {}, dict): raise ValueError(f"`parameters` in {path.name} must hold `name: value` lines")
+    if extra := set(content) - {"notebook", "parameters", "description", "resources"}:
+        raise ValueError(f"{path.name} has unknown keys beside `parameters`: {', '.join(sorted(extra))}")
+    if not isinstance(content["parameters"] or {}, dict):
+        raise ValueError(f"`parameters` in {path.name} must hold `name: value` lines")
     return content.get("notebook"), content["parameters"] or {}
 
 # %% ../../nbs/runs/execute.ipynb #14a025c8
@@ -196,8 +244,12 @@ class _Progress:
         self.live = getattr(stream, "isatty", lambda: False)()
 
     def write(self, text):
-        if not self.live: text = re.sub(r"\r[^\r\n]*", "", text)                         # progress bars redraw themselves: noise in a log file
-        if text: self.stream.write(text); self.stream.flush(); self.at_line_start = text.endswith("\n")
+        # progress bars redraw themselves: noise in a log file
+        if not self.live: text = re.sub(r"\r[^\r\n]*", "", text)
+        if text:
+            self.stream.write(text)
+            self.stream.flush()
+            self.at_line_start = text.endswith("\n")
 
     def flush(self): self.stream.flush()
 
@@ -210,7 +262,8 @@ class _Progress:
             self.line(f"[{self.cell_start - self.start:7.1f} s] {re.sub(r' *{[#.].*}', '', title)}")
 
     def cell_executed(self, cell, cell_index, execute_reply):
-        if (seconds := time.perf_counter() - self.cell_start) >= 5: self.line(f"            cell {cell_index + 1} took {seconds:.1f} s")
+        if (seconds := time.perf_counter() - self.cell_start) >= 5:
+            self.line(f"            cell {cell_index + 1} took {seconds:.1f} s")
 
 # %% ../../nbs/runs/execute.ipynb #2843924f
 def execute(notebook, params=None, out=None, *, progress=True, report=True) -> dict:
@@ -220,7 +273,8 @@ def execute(notebook, params=None, out=None, *, progress=True, report=True) -> d
     ----------
     notebook : name of a packaged notebook, or the path of your own.
     params : name -> value for its parameters cell.
-    out : folder for the results, or an address (see `runs.remote`); by default the notebook's own `out`. Relative to the working directory, as every path in the notebook is.
+    out : folder for the results, or an address (see `runs.remote`); by default the notebook's own `out`. Relative to
+        the working directory, as every path in the notebook is.
     progress : print headings and the cells' output as they come; or a stream to print to.
     report : write report.html, too.
 
@@ -230,8 +284,10 @@ def execute(notebook, params=None, out=None, *, progress=True, report=True) -> d
 
     Raises
     ------
-    FileNotFoundError, ValueError, TypeError before anything starts: no such notebook, no parameters cell, unknown or unfit parameters.
-    RunFailed if a cell raised (failed.ipynb is kept), no result.json was written, or its parameters are not those that were passed.
+    FileNotFoundError, ValueError, TypeError before anything starts: no such notebook, no parameters cell, unknown or
+    unfit parameters.
+    RunFailed if a cell raised (failed.ipynb is kept), no result.json was written, or its parameters are not those that
+    were passed.
     """
     path = find_notebook(notebook)
     declared = read_parameters(path)
@@ -241,19 +297,26 @@ def execute(notebook, params=None, out=None, *, progress=True, report=True) -> d
     folder = local_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder): pass
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         probe(out)
-    except OSError as error: raise type(error)(f"out={str(folder)!r} cannot be made or written to: {error.strerror or error}") from None
+    except OSError as error:
+        raise type(error)(f"out={str(folder)!r} cannot be made or written to: {error.strerror or error}") from None
     pull(out, lambda name: name.startswith(CHECKPOINT))          # of a run that failed elsewhere
     running, before = folder / ".running.ipynb", _stamp(folder / RESULT)
     stream = sys.stdout if progress is True else progress or io.StringIO()
     try:
         _papermill(path, running, params, _Progress(stream))
-        if _stamp(folder / RESULT) == before: raise RunFailed(f"{path.stem} ran to its end but wrote no {RESULT} in {str(folder)!r}: its last cell must call run.finish(…)")
+        if _stamp(folder / RESULT) == before:
+            raise RunFailed(
+                f"{path.stem} ran to its end but wrote no {RESULT} in {str(folder)!r}: its last cell must call"
+                " run.finish(…)"
+            )
         _compare(params, read_result(folder)["parameters"], path.stem)
     except BaseException as error:
         if running.exists(): os.replace(running, folder / FAILED)
-        if _stamp(folder / RESULT) != before: (folder / RESULT).unlink(missing_ok=True)   # a result.json promises a whole run
+        # a result.json promises a whole run
+        if _stamp(folder / RESULT) != before: (folder / RESULT).unlink(missing_ok=True)
         if isinstance(error, RunFailed): error.notebook = folder / FAILED
         with contextlib.suppress(OSError): push(out, [FAILED, CHECKPOINT])
         raise
@@ -264,13 +327,15 @@ def execute(notebook, params=None, out=None, *, progress=True, report=True) -> d
     return read_result(folder)
 
 
-# Linux kills the kernel at once with the process that started it (PR_SET_PDEATHSIG = 1, SIGKILL = 9); elsewhere the kernel looks every second itself
+# Linux kills the kernel at once with the process that started it (PR_SET_PDEATHSIG = 1, SIGKILL = 9); elsewhere the
+# kernel looks every second itself
 _DIE_WITH_PARENT = "__import__('ctypes').CDLL(None).prctl(1, 9)"
 
 
 def _papermill(path, output, params, progress):
     "Run with papermill; a cell that raises becomes RunFailed with one sentence."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")          # spinning threads lose a factor of several wherever anything else runs
+    # spinning threads lose a factor of several wherever anything else runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
@@ -283,16 +348,30 @@ def _papermill(path, output, params, progress):
     before, os.environ[NOTEBOOK] = os.environ.get(NOTEBOOK), str(path.absolute())
     if os.name == "posix":
         config.KernelManager.transport = "ipc"
-        config.KernelManager.ip = os.path.join(sockets, "k")      # absolute: by default it is relative to the folder a kernel happens to start in
+        # absolute: by default it is relative to the folder a kernel happens to start in
+        config.KernelManager.ip = os.path.join(sockets, "k")
     try:
-        papermill.execute_notebook(str(path), str(output), parameters=params, kernel_name="python3", language="python", progress_bar=False,
-                                   config=config, extra_arguments=arguments,
-                                   on_cell_start=progress.cell_started, on_cell_executed=progress.cell_executed, stdout_file=progress, stderr_file=progress)
+        papermill.execute_notebook(
+            str(path),
+            str(output),
+            parameters=params,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            config=config,
+            extra_arguments=arguments,
+            on_cell_start=progress.cell_started,
+            on_cell_executed=progress.cell_executed,
+            stdout_file=progress,
+            stderr_file=progress,
+        )
     except PapermillExecutionError as error:
         where = f"{path.stem} failed in cell {error.cell_index + 1}"
         raise RunFailed(f"{where}: {error.ename}: {' '.join(str(error.evalue).split())[:500]}") from None
-    except DeadKernelError: raise RunFailed(f"{path.stem}: the Python process that ran it died, most often for want of memory") from None
-    except NoSuchKernel: raise RunFailed("there is no Jupyter kernel 'python3': pip install ipykernel") from None
+    except DeadKernelError:
+        raise RunFailed(f"{path.stem}: the Python process that ran it died, most often for want of memory") from None
+    except NoSuchKernel:
+        raise RunFailed("there is no Jupyter kernel 'python3': pip install ipykernel") from None
     finally:
         os.environ.pop(NOTEBOOK) if before is None else os.environ.update({NOTEBOOK: before})
         shutil.rmtree(sockets, ignore_errors=True)
@@ -309,8 +388,12 @@ def _compare(passed: dict, recorded: dict, name: str):
     "Raise RunFailed unless the run recorded every parameter as it was passed."
     for key, value in passed.items():
         value = _jsonable(value, key)
-        if key not in recorded: raise RunFailed(f"{name} did not record parameter {key} in {RESULT}: pass it on in Run(…, params=dict(…))")
-        if recorded[key] != value: raise RunFailed(f"{name} was given {key}={value!r} but recorded {key}={recorded[key]!r}: the parameter did not arrive")
+        if key not in recorded:
+            raise RunFailed(f"{name} did not record parameter {key} in {RESULT}: pass it on in Run(…, params=dict(…))")
+        if recorded[key] != value:
+            raise RunFailed(
+                f"{name} was given {key}={value!r} but recorded {key}={recorded[key]!r}: the parameter did not arrive"
+            )
 
 
 def _report(folder: Path):

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/predict.ipynb #cd80fa20
 from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def predict_table(model, images):
 
     Returns
     -------
-    DataFrame (N rows): row, metadata columns, label, group, the factors z0 …, margin_<class>, p_<class>, decision, and, where the first step can
+    DataFrame (N rows): row, metadata columns, label, group, the factors z0 …, margin_<class>, p_<class>, decision, and,
+    where the first step can
     reconstruct, reconstruction_percentile and unlike_training. Two classes have one margin, that of the second.
 
     Raises
@@ -34,7 +36,10 @@ def predict_table(model, images):
     import pandas as pd
     steps = [step for _, step in getattr(model, "steps", [])]
     if len(steps) < 2 or not hasattr(steps[-1], "predict_proba"):
-        raise ValueError(f"the model must be a pipeline from images to a classifier; it is a {type(model).__name__}" + (f" of {len(steps)} step(s)" if steps else ""))
+        raise ValueError(
+            f"the model must be a pipeline from images to a classifier; it is a {type(model).__name__}"
+            + (f" of {len(steps)} step(s)" if steps else "")
+        )
     expected, got = getattr(steps[0], "image_shape_", None), images.images.shape[1:]
     if expected is not None and tuple(expected) != tuple(got): raise ValueError(_misfit(tuple(expected), tuple(got)))
     Z = values = np.asarray(steps[0].transform(images.images))                           # (N, n_factors)
@@ -43,7 +48,11 @@ def predict_table(model, images):
     out = {f"z{j}": Z[:, j] for j in range(Z.shape[1])}
     if hasattr(classifier, "decision_function"):
         margins = np.asarray(classifier.decision_function(values))                       # (N,) or (N, K)
-        out |= {f"margin_{classes[-1]}": margins} if margins.ndim == 1 else {f"margin_{c}": margins[:, k] for k, c in enumerate(classes)}
+        out |= (
+            {f"margin_{classes[-1]}": margins}
+            if margins.ndim == 1
+            else {f"margin_{c}": margins[:, k] for k, c in enumerate(classes)}
+        )
     p = np.asarray(classifier.predict_proba(values))                                     # (N, K)
     out |= {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
     out["decision"] = np.asarray(classes)[p.argmax(1)]
@@ -54,22 +63,37 @@ def predict_table(model, images):
 
 
 def _identity(images, taken):
-    "What was known of each cell: row number, metadata, label, group; a name that the results use gets `_given` behind it."
+    """What was known of each cell: row number, metadata, label, group; a name that the results use gets `_given` behind
+    it.
+    """
     import numpy as np
     import pandas as pd
     known = pd.DataFrame({"row": np.arange(len(images.images))})
     if images.metadata is not None:
         for name in images.metadata.columns: known[str(name)] = images.metadata[name].to_numpy()
-    if images.labels is not None and np.any(np.asarray(images.labels) != "") and "label" not in known: known["label"] = np.asarray(images.labels)
+    if images.labels is not None and np.any(np.asarray(images.labels) != "") and "label" not in known:
+        known["label"] = np.asarray(images.labels)
     if images.groups is not None and "group" not in known: known["group"] = np.asarray(images.groups)
     return known.rename(columns={c: f"{c}_given" for c in known.columns if c in taken})
 
 
 def _misfit(expected, got) -> str:
-    if len(expected) != len(got): return f"the model was fitted on images of shape (N, {', '.join(map(str, expected))}); these are (N, {', '.join(map(str, got))})"
-    if expected[0] != got[0]: return f"the model was fitted on images of {expected[0]} channel(s); these have {got[0]}: choose the same channels, in the same order"
-    size = lambda shape: " x ".join(map(str, shape[1:]))
-    return f"the model was fitted on images of {size(expected)} pixels; these have {size(got)}: crop or resize them to the same size at the same pixel size"
+    if len(expected) != len(got):
+        return (
+            f"the model was fitted on images of shape (N, {', '.join(map(str, expected))}); these are (N,"
+            f" {', '.join(map(str, got))})"
+        )
+    if expected[0] != got[0]:
+        return (
+            f"the model was fitted on images of {expected[0]} channel(s); these have {got[0]}: choose the same"
+            " channels, in the same order"
+        )
+    def size(shape):
+        return " x ".join(map(str, shape[1:]))
+    return (
+        f"the model was fitted on images of {size(expected)} pixels; these have {size(got)}: crop or resize them to the"
+        " same size at the same pixel size"
+    )
 
 # %% ../../nbs/runs/predict.ipynb #1cbfd055
 def predict(model_folder, data, out=None, *, classes=None, n=None, seed=0, axes=None, metadata=None, model_classes=()):
@@ -81,7 +105,8 @@ def predict(model_folder, data, out=None, *, classes=None, n=None, seed=0, axes=
     data : an ImageSet, the name of a public set, "simulated_nuclei", or a path that `load_images` reads.
     out : .parquet or .csv to write to, atomically; None writes nothing.
     classes, n, seed : which images of a named set (see `load_data`).
-    axes, metadata : of a path, the order of its axes and a CSV table of its images, where they cannot be told (see `load_images`).
+    axes, metadata : of a path, the order of its axes and a CSV table of its images, where they cannot be told (see
+        `load_images`).
     model_classes : your own estimator classes, if the model has such.
 
     Returns
@@ -90,11 +115,13 @@ def predict(model_folder, data, out=None, *, classes=None, n=None, seed=0, axes=
 
     Raises
     ------
-    FileNotFoundError, SaveError for the model; ValueError for `out` of another kind or images that do not fit the model. Nothing is written then.
+    FileNotFoundError, SaveError for the model; ValueError for `out` of another kind or images that do not fit the
+    model. Nothing is written then.
     """
     from cellinterp.training.saving import load
     writers = {".parquet": lambda t, p: t.to_parquet(p, index=False), ".csv": lambda t, p: t.to_csv(p, index=False)}
-    if out is not None and Path(out).suffix not in writers: raise ValueError(f"out must end in .parquet or .csv; got {str(out)!r}")
+    if out is not None and Path(out).suffix not in writers:
+        raise ValueError(f"out must end in .parquet or .csv; got {str(out)!r}")
     folder = Path(model_folder)
     if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists(): folder = folder / "model"
     model = load(folder, classes=model_classes)

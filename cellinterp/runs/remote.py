@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/remote.ipynb #df7aba0f
 from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -28,9 +29,16 @@ def filesystem(url):
     Raises ValueError for an unknown scheme, ImportError if its driver is not installed.
     """
     import fsspec
-    try: return fsspec.core.url_to_fs(str(url), use_listings_cache=False) if str(url).startswith("s3") else fsspec.core.url_to_fs(str(url))
-    except ImportError as error: raise ImportError(f"{str(url)!r} needs a driver: {error}") from None
-    except ValueError as error: raise ValueError(f"{str(url)!r} is no address that can be written to: {error}") from None
+    try:
+        return (
+            fsspec.core.url_to_fs(str(url), use_listings_cache=False)
+            if str(url).startswith("s3")
+            else fsspec.core.url_to_fs(str(url))
+        )
+    except ImportError as error:
+        raise ImportError(f"{str(url)!r} needs a driver: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{str(url)!r} is no address that can be written to: {error}") from None
 
 
 def join(out, name) -> str:
@@ -42,21 +50,31 @@ __all__ = ['is_url', 'local_folder', 'filesystem', 'join', 'push', 'withdraw', '
 
 # %% ../../nbs/runs/remote.ipynb #7f40e494
 def push(out, names=None):
-    """Copy files of the scratch folder to the address; folders whole, "result.json" last. Nothing happens where `out` is a folder.
+    """Copy files of the scratch folder to the address; folders whole, "result.json" last. Nothing happens where `out`
+    is a folder.
 
     Raises OSError with one sentence if the place cannot be written to.
     """
     if not is_url(out): return
     folder = local_folder(out)
     fs, root = filesystem(out)
-    wanted = [folder / n for n in names] if names is not None else [p for p in folder.iterdir() if not p.name.startswith(".")]
-    files = [f for p in wanted if p.exists() for f in ([p] if p.is_file() else (q for q in p.rglob("*") if q.is_file()))]
+    wanted = (
+        [folder / n for n in names]
+        if names is not None
+        else [p for p in folder.iterdir() if not p.name.startswith(".")]
+    )
+    files = [
+        f for p in wanted if p.exists() for f in ([p] if p.is_file() else (q for q in p.rglob("*") if q.is_file()))
+    ]
     try:
         for f in sorted(files, key=lambda f: (f.name == "result.json", f)):
             target = f"{root}/{f.relative_to(folder).as_posix()}"
             _make(fs, target.rpartition("/")[0])
             fs.put_file(str(f), target)
-    except Exception as error: raise OSError(f"{str(out)!r} cannot be written to: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
+    except Exception as error:
+        raise OSError(
+            f"{str(out)!r} cannot be written to: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        ) from None
 
 
 def withdraw(out, name: str):
@@ -67,7 +85,9 @@ def withdraw(out, name: str):
 
 
 def pull(out, pick=lambda path: True):
-    "Copy the files at the address whose path below it is picked into the scratch folder, where they are not there already with the same size."
+    """Copy the files at the address whose path below it is picked into the scratch folder, where they are not there
+    already with the same size.
+    """
     if not is_url(out): return
     folder, (fs, root) = local_folder(out), filesystem(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,14 +97,20 @@ def pull(out, pick=lambda path: True):
     for path, facts in found.items():
         name = path.strip("/")[start:].strip("/")
         target = folder / name
-        if not pick(name) or (target.is_file() and target.stat().st_size == facts.get("size") and target.name != "result.json"): continue
+        if not pick(name) or (
+            target.is_file() and target.stat().st_size == facts.get("size") and target.name != "result.json"
+        ):
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         fs.get_file(path, str(target))
 
 
 def _make(fs, path):
     "Make a folder; object stores have none, and a bucket is not made by mistake."
-    if not {"s3", "s3a", "gs", "gcs", "abfs", "az"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)}: fs.makedirs(path, exist_ok=True)
+    if not {"s3", "s3a", "gs", "gcs", "abfs", "az"} & {
+        *([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+    }:
+        fs.makedirs(path, exist_ok=True)
 
 
 def probe(out):
@@ -95,4 +121,8 @@ def probe(out):
         _make(fs, root)
         fs.pipe_file(f"{root}/.probe", b"")
         fs.rm(f"{root}/.probe")
-    except Exception as error: raise OSError(f"out={str(out)!r} cannot be made or written to: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
+    except Exception as error:
+        raise OSError(
+            f"out={str(out)!r} cannot be made or written to:"
+            f" {' '.join(str(error).split())[:300] or type(error).__name__}"
+        ) from None

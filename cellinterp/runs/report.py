@@ -9,7 +9,13 @@ __all__ = ['CSS', 'THEME_JS', 'JS', 'directives', 'clean_text', 'safe_html', 'da
            'run_parameters', 'parameters_html', 'embed', 'notebook_to_html']
 
 # %% ../../nbs/runs/report.ipynb #5505377e
-import ast, base64, html, os, re, shutil, subprocess
+import ast
+import base64
+import html
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -52,7 +58,9 @@ def clean_text(text: str) -> str:
 # %% ../../nbs/runs/report.ipynb #bc853163
 def safe_html(text: str) -> str:
     "HTML without scripts, styles, event handlers, frames or anything loaded from another host."
-    text = re.sub(r"(?is)<(script|style|iframe|object)\b.*?</\1\s*>|<(?:link|meta|base|embed)\b[^>]*>|<!--.*?-->", "", text)
+    text = re.sub(
+        r"(?is)<(script|style|iframe|object)\b.*?</\1\s*>|<(?:link|meta|base|embed)\b[^>]*>|<!--.*?-->", "", text
+    )
     text = re.sub(r"(?i)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", "", text)
     text = re.sub(r"(?i)\s(src|srcset|poster|background)\s*=\s*([\"'])\s*(?!data:).*?\2", "", text)
     return re.sub(r"(?i)href\s*=\s*([\"'])\s*javascript:.*?\1", "", text)
@@ -68,7 +76,8 @@ def data_uri(content, mime: str) -> str:
 def scroll_tables(text: str) -> str:
     "Put each table into a box that scrolls by itself, so that a wide table never widens the page."
     text = re.sub(r'<table([^>]*?)\s(?:border="\d+"|style="[^"]*")', r"<table\1", text)
-    text = re.sub(r"(?s)<colgroup>.*?</colgroup>", "", text)  # pandoc's widths come from the dashes, not from the content
+    # pandoc's widths come from the dashes, not from the content
+    text = re.sub(r"(?s)<colgroup>.*?</colgroup>", "", text)
     return re.sub(r"(?s)<table.*?</table>", lambda m: f'<div class="scroll">{m[0]}</div>', text)
 
 
@@ -84,12 +93,16 @@ def output_html(output) -> str:
         text = clean_text(output.text)
         return f'<pre class="{output.name}">{html.escape(text)}</pre>' if text else ""
     if output.output_type == "error":
-        return f'<pre class="error">{html.escape(clean_text(chr(10).join(output.traceback) or f"{output.ename}: {output.evalue}"))}</pre>'
+        return (
+            "<pre"
+            f' class="error">{html.escape(clean_text(chr(10).join(output.traceback) or f"{output.ename}: {output.evalue}"))}</pre>'
+        )
     data = output.get("data", {})
     image = output_image(output)
     if image: return f'<img src="{image}" alt="{html.escape(data.get("text/plain", "figure").splitlines()[0])}">'
     # scikit-learn's diagram of an estimator is a page of script; its text says the same.
-    if "text/html" in data and "sk-container" not in data["text/html"]: return scroll_tables(safe_html(data["text/html"]))
+    if "text/html" in data and "sk-container" not in data["text/html"]:
+        return scroll_tables(safe_html(data["text/html"]))
     text = clean_text(data.get("text/plain", ""))
     return f"<pre>{html.escape(text)}</pre>" if text else ""
 
@@ -141,11 +154,22 @@ def cross_references(text: str) -> str:
     def targets(part):
         def target(match):
             if match["eq"]: return f"[{match['math']}[({number(match['eq'])})]{{.eqno}}]{{#{match['eq']} .numbered}}"
-            if match["fig"]: return f"![**Figure {number(match['fig'])}.** {match['caption']}]({match['src']}){{#{match['fig']}{match['more']}}}"
-            return f"[{match['lead']}**Table {number(match['tbl'])}.**]{{#{match['tbl']}}} {match['words']}".replace("[: ", ": [", 1)
-        return re.sub(r"(?P<math>\$\$(?:(?!\$\$).)+\$\$)\s*\{#(?P<eq>eq-[\w-]+)\}"
-                      r"|!\[(?P<caption>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<src>[^)]*)\)\{#(?P<fig>fig-[\w-]+)(?P<more>[^}]*)\}"
-                      r"|^(?P<lead>: )(?P<words>[^\n]*?)\s*\{#(?P<tbl>tbl-[\w-]+)\}", target, part, flags=re.M | re.S)
+            if match["fig"]:
+                return (
+                    f"![**Figure {number(match['fig'])}.**"
+                    f" {match['caption']}]({match['src']}){{#{match['fig']}{match['more']}}}"
+                )
+            return f"[{match['lead']}**Table {number(match['tbl'])}.**]{{#{match['tbl']}}} {match['words']}".replace(
+                "[: ", ": [", 1
+            )
+        return re.sub(
+            r"(?P<math>\$\$(?:(?!\$\$).)+\$\$)\s*\{#(?P<eq>eq-[\w-]+)\}"
+            r"|!\[(?P<caption>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<src>[^)]*)\)\{#(?P<fig>fig-[\w-]+)(?P<more>[^}]*)\}"
+            r"|^(?P<lead>: )(?P<words>[^\n]*?)\s*\{#(?P<tbl>tbl-[\w-]+)\}",
+            target,
+            part,
+            flags=re.M | re.S,
+        )
 
     def links(part):
         def link(match):
@@ -157,7 +181,8 @@ def cross_references(text: str) -> str:
 
 # %% ../../nbs/runs/report.ipynb #a65f518c
 def read_title(nb) -> tuple:
-    """Title and subtitle of a notebook: its first `# heading` and the `> quotation` under it, which are taken out of the cell.
+    """Title and subtitle of a notebook: its first `# heading` and the `> quotation` under it, which are taken out of
+    the cell.
 
     Parameters
     ----------
@@ -170,7 +195,9 @@ def read_title(nb) -> tuple:
         "" where there is none.
     """
     for cell in nb.cells:
-        match = cell.cell_type == "markdown" and re.match(r"\s*# +([^\n]+?)(?: *\{[^}\n]*\})? *(?:\n|$)\s*((?:> ?[^\n]*(?:\n|$))*)", cell.source)
+        match = cell.cell_type == "markdown" and re.match(
+            r"\s*# +([^\n]+?)(?: *\{[^}\n]*\})? *(?:\n|$)\s*((?:> ?[^\n]*(?:\n|$))*)", cell.source
+        )
         if match:
             cell.source = cell.source[match.end():]
             return match[1], " ".join(line.lstrip("> ").strip() for line in match[2].splitlines()).strip()
@@ -205,27 +232,38 @@ def cells_to_markdown(nb, fold: bool = False) -> tuple:
                 outputs.append(data_uri(content, mime))
                 text = text.replace(f"attachment:{name}", f"output:{len(outputs) - 1}")
             parts.append(text)
-        if cell.cell_type != "code": continue
+        if cell.cell_type != "code":
+            continue
         options, code = directives(cell.source)
-        if options.get("hide") or options.get("include") is False or "default_exp" in options: continue
+        if options.get("hide") or options.get("include") is False or "default_exp" in options:
+            continue
         if code and options.get("echo") is not False and not options.get("hide_input"):
             folded = "true" if fold else str(options.get("code-fold", False)).lower()
             if folded != "false":
                 is_open = " open" if folded == "show" else ""
-                parts.append(_raw(f'<details class="code"{is_open}><summary>{html.escape(str(options.get("code-summary", "Code")))}</summary>'))
+                parts.append(
+                    _raw(
+                        "<details"
+                        f' class="code"{is_open}><summary>{html.escape(str(options.get("code-summary", "Code")))}</summary>'
+                    )
+                )
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
             parts.append(f"{fence}python\n{code}\n{fence}")
-            if folded != "false": parts.append(_raw("</details>"))
-        if options.get("output") is False or options.get("hide_output"): continue
+            if folded != "false":
+                parts.append(_raw("</details>"))
+        if options.get("output") is False or options.get("hide_output"):
+            continue
         caption, label = options.get("fig-cap"), options.get("label", "")
         for output in merge_streams(cell.get("outputs", [])):
-            if options.get("warning") is False and output.get("name") == "stderr": continue
+            if options.get("warning") is False and output.get("name") == "stderr":
+                continue
             if caption and output_image(output):
                 outputs.append(output_image(output))
                 name = f"{{#{label}}}" if str(label).startswith("fig-") else ""
                 parts.append(f"![{caption}](output:{len(outputs) - 1}){name}")
                 caption = None
-            elif "text/markdown" in output.get("data", {}): parts.append("::: {.output}\n" + output["data"]["text/markdown"] + "\n:::")
+            elif "text/markdown" in output.get("data", {}):
+                parts.append("::: {.output}\n" + output["data"]["text/markdown"] + "\n:::")
             elif output_html(output):
                 outputs.append(output_html(output))
                 parts.append(_raw(f"<!--output {len(outputs) - 1}-->"))
@@ -249,7 +287,9 @@ def find_pandoc() -> str:
         import pypandoc
         return pypandoc.get_pandoc_path()
     except (ImportError, OSError):
-        raise RuntimeError("Reports and docs need pandoc, which was not found: install it with `pip install pypandoc_binary`.") from None
+        raise RuntimeError(
+            "Reports and docs need pandoc, which was not found: install it with `pip install pypandoc_binary`."
+        ) from None
 
 
 def find_bibliography(path):
@@ -278,7 +318,15 @@ def markdown_to_html(text: str, bibliography=None) -> tuple:
     """
     command = [find_pandoc(), "--from", _MARKDOWN, "--to", "html5", "--mathml", "--wrap", "none"]
     if bibliography and "@" in text:
-        command += ["--citeproc", "--bibliography", str(bibliography), "--metadata", "link-citations:true", "--metadata", "reference-section-title:References"]
+        command += [
+            "--citeproc",
+            "--bibliography",
+            str(bibliography),
+            "--metadata",
+            "link-citations:true",
+            "--metadata",
+            "reference-section-title:References",
+        ]
     done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8")
     if done.returncode: raise RuntimeError(f"pandoc failed: {done.stderr.strip()}")
     return _tidy(done.stdout), [w.strip().replace("\n", " ") for w in done.stderr.split("[WARNING]")[1:]]
@@ -291,11 +339,18 @@ def _tidy(text):
 
     def callout(match):
         title = re.search(r'title="([^"]*)"', match[0])
-        return f'<div class="callout {match[1]}"><p class="callout-title">{title[1] if title else match[1].removeprefix("callout-").capitalize()}</p>'
+        return (
+            f'<div class="callout {match[1]}"><p'
+            f' class="callout-title">{title[1] if title else match[1].removeprefix("callout-").capitalize()}</p>'
+        )
 
     text = re.sub(r'<div class="(callout-\w+)[^"]*"[^>]*>', callout, text)
     text = re.sub(r'(?s)<h1\b([^>]*\bid="bibliography"[^>]*>.*?)</h1>', r"<h2\1</h2>", text)
-    text = re.sub(r'(<h([2-6])\b[^>]*\bid="([^"]+)"[^>]*>)(.*?)</h\2>', r'\1\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></h\2>', text)
+    text = re.sub(
+        r'(<h([2-6])\b[^>]*\bid="([^"]+)"[^>]*>)(.*?)</h\2>',
+        r'\1\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></h\2>',
+        text,
+    )
     return scroll_tables(text)
 
 
@@ -310,7 +365,10 @@ _LIGHT = """--bg:#fff;--side:#f7f8f8;--text:#1f2529;--muted:#5b666e;--line:#e1e5
 _DARK = """--bg:#15191c;--side:#1a1f22;--text:#d8dee2;--muted:#98a4ab;--line:#2c3438;--accent:#6cc5c1;--soft:#1d2f31;--code:#1b2125;--mark:#5a4a10;
 --kw:#d3a0d8;--st:#9ccc9c;--co:#8b989f;--nu:#e3ab78;--fu:#8fbdf0;--warn:#e0b25c;--bad:#f0868d;color-scheme:dark"""
 
-CSS = f":root{{{_LIGHT}}}\n@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{_DARK}}}}}\n:root[data-theme=dark]{{{_DARK}}}\n" + """
+CSS = (
+    f":root{{{_LIGHT}}}\n@media"
+    f" (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{_DARK}}}}}\n:root[data-theme=dark]{{{_DARK}}}\n"
+    + """
 *{box-sizing:border-box;scrollbar-width:thin;scrollbar-color:var(--line) transparent}
 html{scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--text);font:1rem/1.62 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;overflow-wrap:break-word}
@@ -378,6 +436,7 @@ details.toc{position:sticky;top:5rem;align-self:start;max-height:calc(100vh - 6r
 .page{padding:1.2rem 1rem 3rem}h1{font-size:1.65rem}h2{font-size:1.28rem}}
 @media print{.top,.side,details.toc,.turn,.anchor{display:none}.page,.with-side .frame{display:block}}
 """
+)
 
 # %% ../../nbs/runs/report.ipynb #4b1cd27a
 THEME_JS = """try{const t=localStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}catch(e){}"""
@@ -407,16 +466,33 @@ def plain(text: str) -> str:
 def headings(text: str, levels: str = "23") -> list:
     "(level, id, HTML without links) of the headings of a page."
     found = re.findall(rf'(?s)<h([{levels}])\b[^>]*?\bid="([^"]+)"[^>]*>(.*?)</h\1>', text)
-    return [(int(level), name, re.sub(r'(?s)<a class="anchor".*?</a>|</?a\b[^>]*>', "", inner)) for level, name, inner in found]
+    return [
+        (int(level), name, re.sub(r'(?s)<a class="anchor".*?</a>|</?a\b[^>]*>', "", inner))
+        for level, name, inner in found
+    ]
 
 
 def inline(text: str) -> str:
     "A title as HTML: escaped, with `code` and *emphasis*."
-    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)))
+    return re.sub(
+        r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    )
 
 
-def page_html(title: str, body: str, *, subtitle: str = "", head: str = "", scripts: str = "", sidebar: str = "", before: str = "", after: str = "",
-              home: str = "cellinterp", home_link: str = "", site_title: str = "") -> str:
+def page_html(
+    title: str,
+    body: str,
+    *,
+    subtitle: str = "",
+    head: str = "",
+    scripts: str = "",
+    sidebar: str = "",
+    before: str = "",
+    after: str = "",
+    home: str = "cellinterp",
+    home_link: str = "",
+    site_title: str = "",
+) -> str:
     """A whole page: bar, sidebar where there is one, text, table of contents.
 
     Parameters
@@ -439,10 +515,19 @@ def page_html(title: str, body: str, *, subtitle: str = "", head: str = "", scri
     str
         An HTML document.
     """
-    entries = "".join(f'<li{" class=sub" if level > 2 else ""}><a href="#{name}">{inner}</a></li>' for level, name, inner in headings(body))
-    toc = f'<details class="toc" open><summary>On this page</summary><ul>{entries}</ul></details>' if entries.count("<li") > 1 else ""
+    entries = "".join(
+        f'<li{" class=sub" if level > 2 else ""}><a href="#{name}">{inner}</a></li>'
+        for level, name, inner in headings(body)
+    )
+    toc = (
+        f'<details class="toc" open><summary>On this page</summary><ul>{entries}</ul></details>'
+        if entries.count("<li") > 1
+        else ""
+    )
     name = plain(inline(title)) + (f" – {site_title}" if site_title else "")
-    menu = '<button type="button" class="menu" aria-label="Pages" aria-expanded="false">Menu</button>' if sidebar else ""
+    menu = (
+        '<button type="button" class="menu" aria-label="Pages" aria-expanded="false">Menu</button>' if sidebar else ""
+    )
     side = f'<nav class="side" aria-label="Pages">{sidebar}</nav>' if sidebar else ""
     bar = f'<a class="home" href="{home_link}">{home}</a>' if home_link else f'<span class="home">{home}</span>'
     lead = f'<p class="subtitle">{inline(subtitle)}</p>' if subtitle else ""
@@ -473,21 +558,32 @@ def run_parameters(nb) -> dict:
     for cell in nb.cells:
         for tag in set(found) & set(cell.metadata.get("tags", [])):
             for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name): found[tag][node.targets[0].id] = ast.unparse(node.value)
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    found[tag][node.targets[0].id] = ast.unparse(node.value)
                 if isinstance(node, ast.AnnAssign) and node.value: found[tag][node.target.id] = ast.unparse(node.value)
     defaults, given = found.values()
     return {name: (given.get(name, defaults.get(name)), defaults.get(name, "")) for name in {**defaults, **given}}
 
 
 def parameters_html(parameters: dict) -> str:
-    "The table of `run_parameters` as HTML; a value that differs from its default stands out, with the default beside it."
+    """The table of `run_parameters` as HTML; a value that differs from its default stands out, with the default beside
+    it.
+    """
     if not parameters: return ""
-    rows = "".join(f"<tr><td><code>{html.escape(name)}</code></td><td>" +
-                   (f"<code>{html.escape(value)}</code></td><td></td></tr>" if value == default else
-                    f"<strong><code>{html.escape(value)}</code></strong></td><td><code>{html.escape(default)}</code></td></tr>")
-                   for name, (value, default) in parameters.items())
-    return ('<section class="parameters"><h2 id="parameters">Parameters</h2><div class="scroll"><table><thead><tr><th>name</th><th>value</th>'
-            f"<th>default</th></tr></thead><tbody>{rows}</tbody></table></div></section>")
+    rows = "".join(
+        f"<tr><td><code>{html.escape(name)}</code></td><td>"
+        + (
+            f"<code>{html.escape(value)}</code></td><td></td></tr>"
+            if value == default
+            else f"<strong><code>{html.escape(value)}</code></strong></td><td><code>{html.escape(default)}</code></td></tr>"
+        )
+        for name, (value, default) in parameters.items()
+    )
+    return (
+        '<section class="parameters"><h2 id="parameters">Parameters</h2><div'
+        ' class="scroll"><table><thead><tr><th>name</th><th>value</th>'
+        f"<th>default</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
 
 # %% ../../nbs/runs/report.ipynb #862b3185
 _NO_REQUESTS = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">"""
@@ -506,13 +602,21 @@ def embed(text: str, folder) -> str:
     -------
     str
     """
-    mimes = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml", ".gif": "image/gif", ".webp": "image/webp"}
+    mimes = {
+        ".png": "image/png",
+        ".jpg": "image/jpeg",
+        ".jpeg": "image/jpeg",
+        ".svg": "image/svg+xml",
+        ".gif": "image/gif",
+        ".webp": "image/webp",
+    }
 
     def image(match):
         source = html.unescape(match[1])
         if source.startswith("data:"): return match[0]
         path = Path(folder) / source
-        if path.is_file() and path.suffix.lower() in mimes: return match[0].replace(match[1], data_uri(path.read_bytes(), mimes[path.suffix.lower()]))
+        if path.is_file() and path.suffix.lower() in mimes:
+            return match[0].replace(match[1], data_uri(path.read_bytes(), mimes[path.suffix.lower()]))
         return f'<em>[picture {html.escape(source)} is not in this file]</em>'
 
     text = re.sub(r'<img\b[^>]*?\bsrc="([^"]*)"[^>]*>', image, text)
@@ -547,15 +651,23 @@ def notebook_to_html(ipynb_path, html_path, title: str = None, bibliography=None
     nb = nbformat.read(ipynb_path, as_version=4)
     own_title, subtitle = read_title(nb)
     parameters, papermill = run_parameters(nb), nb.metadata.get("papermill", {})
-    nb.cells = [cell for cell in nb.cells if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))]
+    nb.cells = [
+        cell for cell in nb.cells if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))
+    ]
     markdown, outputs = cells_to_markdown(nb, fold=True)
     body, _ = markdown_to_html(markdown, bibliography or find_bibliography(ipynb_path))
     facts = [str(papermill["start_time"])[:16].replace("T", " ") + " UTC" if papermill.get("start_time") else "",
              f"{papermill['duration']:.0f} s" if papermill.get("duration") else ""]
     meta = " · ".join(fact for fact in facts if fact)
-    page = page_html(title or own_title or ipynb_path.stem, parameters_html(parameters) + embed(put_outputs(body, outputs), ipynb_path.parent), subtitle=subtitle,
-                     before=f'<p class="meta">Run {meta}</p>' if meta else "", home="cellinterp · report",
-                     head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>", scripts=f"<script>{JS}</script>")
+    page = page_html(
+        title or own_title or ipynb_path.stem,
+        parameters_html(parameters) + embed(put_outputs(body, outputs), ipynb_path.parent),
+        subtitle=subtitle,
+        before=f'<p class="meta">Run {meta}</p>' if meta else "",
+        home="cellinterp · report",
+        head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>",
+        scripts=f"<script>{JS}</script>",
+    )
     html_path.parent.mkdir(parents=True, exist_ok=True)
     part = html_path.with_name(html_path.name + ".part")
     part.write_text(page, encoding="utf-8")

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/run.ipynb #efe1a14c
 from __future__ import annotations
+
 import hashlib
 import importlib.util
 import json
@@ -30,15 +31,18 @@ __all__ = ['SCHEMA', 'RESULT', 'CHECKPOINT', 'LIVE', 'PER_FOLD', 'TENSORBOARD', 
 
 # %% ../../nbs/runs/run.ipynb #9769b749
 def code_hash(notebook=None) -> str:
-    """16 hexadecimal digits: SHA-256 of the names and contents of all of cellinterp's modules, and of the notebook's code cells.
+    """16 hexadecimal digits: SHA-256 of the names and contents of all of cellinterp's modules, and of the notebook's
+    code cells.
 
-    `notebook` is a path, or the name of a packaged notebook; without it (or if it is not found) only the package counts.
+    `notebook` is a path, or the name of a packaged notebook; without it (or if it is not found) only the package
+    counts.
     """
     import cellinterp
     package = Path(cellinterp.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.name == "_modidx.py" or "_notebooks" in path.parts: continue             # the docs' index, not code that runs
+        # the docs' index, not code that runs
+        if path.name == "_modidx.py" or "_notebooks" in path.parts: continue
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     if (path := _notebook_path(notebook)) is not None:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -48,20 +52,30 @@ def code_hash(notebook=None) -> str:
 
 
 def packaged_folder(kind: str) -> Path:
-    "Where the packaged notebooks of a kind lie (`tutorials`, `experiments`, `benchmarks`): in the wheel, or in nbs/ of an editable install."
+    """Where the packaged notebooks of a kind lie (`tutorials`, `experiments`, `benchmarks`): in the wheel, or in nbs/
+    of an editable install.
+    """
     import cellinterp
     package = Path(cellinterp.__file__).parent
-    return next((p for p in (package / "_notebooks" / kind, package.parent / "nbs" / kind) if p.is_dir()), package / "_notebooks" / kind)
+    return next(
+        (p for p in (package / "_notebooks" / kind, package.parent / "nbs" / kind) if p.is_dir()),
+        package / "_notebooks" / kind,
+    )
 
 
 def _notebook_path(notebook) -> Path | None:
     if notebook is None: return None
     if Path(notebook).suffix == ".ipynb": return Path(notebook)
-    return next((p for kind in ("tutorials", "benchmarks") if (p := packaged_folder(kind) / f"{notebook}.ipynb").is_file()), None)
+    return next(
+        (p for kind in ("tutorials", "benchmarks") if (p := packaged_folder(kind) / f"{notebook}.ipynb").is_file()),
+        None,
+    )
 
 # %% ../../nbs/runs/run.ipynb #05810cb2
-TENSORBOARD = "CELLINTERP_TENSORBOARD"                       # set to 1: training writes event files as it goes, and `finish` what is in the tables
-NOTEBOOK = "CELLINTERP_NOTEBOOK"                             # set by `execute` for the kernel: the path of the notebook that runs
+# set to 1: training writes event files as it goes, and `finish` what is in the tables
+TENSORBOARD = "CELLINTERP_TENSORBOARD"
+# set by `execute` for the kernel: the path of the notebook that runs
+NOTEBOOK = "CELLINTERP_NOTEBOOK"
 ELSEWHERE = ("out", "device")                                # parameters that do not change what is computed
 
 
@@ -98,17 +112,37 @@ def versions() -> dict:
     "Versions of Python and of the packages that results depend on, as installed; nothing is imported."
     from importlib.metadata import PackageNotFoundError, version
     out = {"python": sys.version.split()[0]}
-    for name in ("cellinterp", "torch", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "sympy", "pyoperon", "pysr"):
-        try: out[name] = version(name)
-        except PackageNotFoundError: pass
+    for name in (
+        "cellinterp",
+        "torch",
+        "accelerate",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "scikit-image",
+        "sympy",
+        "pyoperon",
+        "pysr",
+    ):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return out
 
 
 def threads() -> int:
-    "Threads that numerical code may use: torch's own number if it is loaded, else OMP_NUM_THREADS, else the cores this process may use."
+    """Threads that numerical code may use: torch's own number if it is loaded, else OMP_NUM_THREADS, else the cores
+    this process may use.
+    """
     if "torch" in sys.modules: return sys.modules["torch"].get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        int(asked)
+        if asked.isdigit()
+        else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
 
 
 def _steps(model):
@@ -121,7 +155,10 @@ def _steps(model):
 def _first(model, name, default):
     "The first of the model's steps that has learnt or was given `name`, as text."
     for step in _steps(model):
-        if isinstance(value := getattr(step, name + "_", None), (str, int)) or (value is not None and type(value).__name__ == "device"): return str(value)
+        if isinstance(value := getattr(step, name + "_", None), (str, int)) or (
+            value is not None and type(value).__name__ == "device"
+        ):
+            return str(value)
     return default
 
 
@@ -139,13 +176,15 @@ class Run:
     Parameters
     ----------
     name : the notebook's name, "images_to_law".
-    params : its parameters; `params["out"]` is the folder to write to (or an address, see `runs.remote`), `params["seed"]` and `params["device"]` are recorded.
+    params : its parameters; `params["out"]` is the folder to write to (or an address, see `runs.remote`),
+        `params["seed"]` and `params["device"]` are recorded.
 
     Attributes
     ----------
     folder : Path of the run's folder, which exists; for an address the scratch folder of this machine.
     code_hash, identity : fingerprints of the code, and of code and parameters, when the run began.
-    checkpoint : text, the folder for checkpoints of this very run: the same code with the same parameters finds them again.
+    checkpoint : text, the folder for checkpoints of this very run: the same code with the same parameters finds them
+        again.
 
     Raises
     ------
@@ -154,7 +193,8 @@ class Run:
 
     def __init__(self, name: str, params: dict):
         self.name, self.params = name, dict(params)
-        if not self.params.get("out"): raise ValueError("params has no 'out': the folder to write to, for example out='runs/images_to_law'")
+        if not self.params.get("out"):
+            raise ValueError("params has no 'out': the folder to write to, for example out='runs/images_to_law'")
         _jsonable(self.params, "params")
         if os.environ.get(TENSORBOARD): _need_tensorboard()                              # now, not at the end
         self.folder = local_folder(self.params["out"])
@@ -163,10 +203,17 @@ class Run:
             with tempfile.TemporaryFile(dir=self.folder): pass
             probe(self.params["out"])
         except OSError as error:
-            raise type(error)(f"out={str(self.folder)!r} cannot be made or written to: {error.strerror or error}") from None
-        self.code_hash = code_hash(os.environ.get(NOTEBOOK) or name)     # now: a module edited while the notebook runs takes no part in it
+            raise type(error)(
+                f"out={str(self.folder)!r} cannot be made or written to: {error.strerror or error}"
+            ) from None
+        # now: a module edited while the notebook runs takes no part in it
+        self.code_hash = code_hash(os.environ.get(NOTEBOOK) or name)
         self.identity = identity(self.code_hash, self.params)
-        self.scalars = _live_scalars(self.folder / LIVE, again=Path(self.checkpoint).exists()) if os.environ.get(TENSORBOARD) else None
+        self.scalars = (
+            _live_scalars(self.folder / LIVE, again=Path(self.checkpoint).exists())
+            if os.environ.get(TENSORBOARD)
+            else None
+        )
         self.started = time.perf_counter()
 
     def __repr__(self): return f"Run({self.name!r}, out={str(self.folder)!r})"
@@ -178,19 +225,34 @@ class Run:
 
     @property
     def checkpoint(self) -> str:
-        "Folder for checkpoints, a name in it for each model: `VAE(checkpoint=run.checkpoint + '/vae')`. An interrupted run resumes from it; `finish` empties it."
+        """Folder for checkpoints, a name in it for each model: `VAE(checkpoint=run.checkpoint + '/vae')`. An
+        interrupted run resumes from it; `finish` empties it.
+        """
         return str(self.folder / CHECKPOINT / self.identity)
 
-    def finish(self, metrics: dict, tables=None, figures=None, model=None, *, extra=None, engine=None, device=None, precision=None) -> dict:
+    def finish(
+        self,
+        metrics: dict,
+        tables=None,
+        figures=None,
+        model=None,
+        *,
+        extra=None,
+        engine=None,
+        device=None,
+        precision=None,
+    ) -> dict:
         """Write tables, figures, the model and, last, result.json; print the metrics.
 
         Parameters
         ----------
         metrics : flat dict, name -> number (`{model}_{metric}`); NaN is written as null.
-        tables : name -> DataFrame, written as name.csv. The table named "metrics" is the one per fold and seed: model, fold, seed, metric, value.
+        tables : name -> DataFrame, written as name.csv. The table named "metrics" is the one per fold and seed: model,
+            fold, seed, metric, value.
         figures : name -> matplotlib Figure, written as name.png and name.svg.
         model : a fitted estimator or pipeline, saved to folder/model (see training.saving); `extra` is kept with it.
-        engine, device, precision : recorded; by default what the model's steps say (`engine_`, `device_`, `precision_`), else the parameters.
+        engine, device, precision : recorded; by default what the model's steps say (`engine_`, `device_`,
+            `precision_`), else the parameters.
 
         Returns
         -------
@@ -198,14 +260,18 @@ class Run:
 
         Raises
         ------
-        TypeError for a metric that is not a number; ValueError for a name that is not a file name or wrong columns in tables["metrics"].
+        TypeError for a metric that is not a number; ValueError for a name that is not a file name or wrong columns in
+        tables["metrics"].
         """
         tables, figures = dict(tables or {}), dict(figures or {})
         metrics = _numbers(metrics)
         for name in [*tables, *figures]:
-            if not re.fullmatch(r"[A-Za-z0-9][\w-]*", str(name)) or name in ("result", "model"): raise ValueError(f"{name!r} cannot name a table or figure: letters, digits, _ and -")
+            if not re.fullmatch(r"[A-Za-z0-9][\w-]*", str(name)) or name in ("result", "model"):
+                raise ValueError(f"{name!r} cannot name a table or figure: letters, digits, _ and -")
         if "metrics" in tables and list(tables["metrics"].columns) != PER_FOLD:
-            raise ValueError(f"tables['metrics'] must have the columns {PER_FOLD}; got {list(tables['metrics'].columns)}")
+            raise ValueError(
+                f"tables['metrics'] must have the columns {PER_FOLD}; got {list(tables['metrics'].columns)}"
+            )
         staging = Path(tempfile.mkdtemp(prefix=".finish-", dir=self.folder))
         try:
             self._write(staging, tables, figures, model, extra)
@@ -215,17 +281,23 @@ class Run:
             artifacts = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
             result = self._result(metrics, artifacts, model, engine, device, precision)
             text = json.dumps(result, indent=1, allow_nan=False)
-            (self.folder / RESULT).unlink(missing_ok=True)                               # from here until the end there is no finished result
+            # from here until the end there is no finished result
+            (self.folder / RESULT).unlink(missing_ok=True)
             for path in sorted(staging.iterdir()):
                 target = self.folder / path.name
-                if target.is_dir(): shutil.rmtree(target)
+                if target.is_dir():
+                    shutil.rmtree(target)
                 os.replace(path, target)
             withdraw(self.params["out"], RESULT)
             write_atomically(self.folder / RESULT, text)
             push(self.params["out"], [*{a.split("/")[0] for a in artifacts}, RESULT])
-            if self.scalars is not None: _end_live(self.scalars)
-            for done in CHECKPOINT, LIVE: shutil.rmtree(self.folder / done, ignore_errors=True)   # the run is whole: nothing will resume from them
-        finally: shutil.rmtree(staging, ignore_errors=True)
+            if self.scalars is not None:
+                _end_live(self.scalars)
+            # the run is whole: nothing will resume from them
+            for done in CHECKPOINT, LIVE:
+                shutil.rmtree(self.folder / done, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         print(_show(metrics))
         print(f"\nresult: {self.params['out'] if is_url(self.params['out']) else self.folder}/{RESULT}")
         return result
@@ -242,23 +314,39 @@ class Run:
             save(model, folder / "model", extra=extra)
 
     def _result(self, metrics, artifacts, model, engine, device, precision) -> dict:
-        return dict(schema=SCHEMA, notebook=self.name, parameters=_jsonable(self.params, "params"), metrics=metrics, versions=versions(),
-                    code_hash=self.code_hash, identity=self.identity, engine=engine or _first(model, "engine", self.params.get("engine")),
-                    device=device or _first(model, "device", _device(self.params.get("device"))),
-                    precision=precision or _first(model, "precision", self.params.get("precision") or _precision()), threads=threads(),
-                    seed=self.params.get("seed"), seconds=round(self.seconds, 3), peak_memory_mb=_number(round(peak_memory_mb(), 1)),
-                    **_gpu_memory(), artifacts=artifacts)
+        return dict(
+            schema=SCHEMA,
+            notebook=self.name,
+            parameters=_jsonable(self.params, "params"),
+            metrics=metrics,
+            versions=versions(),
+            code_hash=self.code_hash,
+            identity=self.identity,
+            engine=engine or _first(model, "engine", self.params.get("engine")),
+            device=device or _first(model, "device", _device(self.params.get("device"))),
+            precision=precision or _first(model, "precision", self.params.get("precision") or _precision()),
+            threads=threads(),
+            seed=self.params.get("seed"),
+            seconds=round(self.seconds, 3),
+            peak_memory_mb=_number(round(peak_memory_mb(), 1)),
+            **_gpu_memory(),
+            artifacts=artifacts
+        )
 
 
 def _live_scalars(folder: Path, again: bool):
-    "A TensorBoard writer that hears every log line of every training in this process; `again`: a run that goes on keeps what it had."
+    """A TensorBoard writer that hears every log line of every training in this process; `again`: a run that goes on
+    keeps what it had.
+    """
     from tensorboard.summary import Writer
+
     from cellinterp.training import loop
     if not again: shutil.rmtree(folder, ignore_errors=True)
     writer, here = Writer(str(folder)), os.getpid()
 
     def hear(training, line):
-        if os.getpid() != here: return                                                    # a fork has no thread that writes
+        # a fork has no thread that writes
+        if os.getpid() != here: return
         for name, value in line.items():
             if name != "step": writer.add_scalar(f"{training}/{name}", float(value), int(line["step"]))
         writer.flush()
@@ -273,28 +361,35 @@ def _end_live(writer):
 
 
 def write_scalars(writer, tables: dict, metrics: dict):
-    "To a TensorBoard writer: every numeric column of each table that has a `step`, and the metrics; `tensorboard --logdir` shows many runs side by side."
+    """To a TensorBoard writer: every numeric column of each table that has a `step`, and the metrics; `tensorboard
+    --logdir` shows many runs side by side.
+    """
     for name, table in tables.items():
         if "step" not in table: continue
         for column in table.columns.drop("step"):
             if table[column].dtype.kind not in "fiu": continue
-            for step, value in table[["step", column]].dropna().itertuples(index=False): writer.add_scalar(f"{name}/{column}", float(value), int(step))
+            for step, value in table[["step", column]].dropna().itertuples(index=False):
+                writer.add_scalar(f"{name}/{column}", float(value), int(step))
     for name, value in metrics.items():
         if value is not None: writer.add_scalar(f"metrics/{name}", float(value), 0)
     writer.flush()
 
 
 def _need_tensorboard():
-    if importlib.util.find_spec("tensorboard") is None: raise ImportError("tensorboard is not installed: pip install tensorboard")
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ImportError("tensorboard is not installed: pip install tensorboard")
 
 
 def read_result(folder) -> dict:
     "The result.json of a run's folder or address. Raises FileNotFoundError if the run is not finished."
     path = Path(folder) / RESULT
     try:
-        if is_url(folder): fs, root = filesystem(folder); return json.loads(fs.cat_file(f"{root}/{RESULT}"))
+        if is_url(folder):
+            fs, root = filesystem(folder)
+            return json.loads(fs.cat_file(f"{root}/{RESULT}"))
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise FileNotFoundError(f"no finished run in {str(folder)!r}: there is no {RESULT}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no finished run in {str(folder)!r}: there is no {RESULT}") from None
 
 
 def write_atomically(path, text: str):
@@ -322,12 +417,14 @@ def _gpu_memory() -> dict:
 
 def _numbers(metrics: dict) -> dict:
     bad = {k: v for k, v in metrics.items() if isinstance(v, bool) or not isinstance(v, numbers.Real)}
-    if bad: raise TypeError("metrics must be numbers: " + ", ".join(f"{k} is a {type(v).__name__}" for k, v in bad.items()))
+    if bad:
+        raise TypeError("metrics must be numbers: " + ", ".join(f"{k} is a {type(v).__name__}" for k, v in bad.items()))
     return {str(k): _number(v) for k, v in metrics.items()}
 
 
 def _show(metrics: dict) -> str:
     "Metrics as two aligned columns."
     width = max([0, *map(len, metrics)])
-    show = lambda v: "-" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.4g}"
+    def show(v):
+        return "-" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.4g}"
     return "\n".join(f"{k:<{width}}  {show(v)}" for k, v in metrics.items())

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/sweep.ipynb #9dc6036c
 from __future__ import annotations
+
 import contextlib
 import hashlib
 import itertools
@@ -19,7 +20,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .execute import FAILED, RunFailed, _meant, check_parameters, execute, find_notebook, read_parameters, read_yaml
+from cellinterp.runs.execute import (
+    FAILED,
+    RunFailed,
+    _meant,
+    check_parameters,
+    execute,
+    find_notebook,
+    read_parameters,
+    read_yaml,
+)
 from .remote import is_url, join, local_folder, probe, pull, push
 from .run import ELSEWHERE, RESULT, TENSORBOARD, _jsonable, code_hash, write_atomically
 
@@ -34,7 +44,9 @@ __all__ = ['KEYS', 'RESOURCES', 'STATUS', 'LOG', 'PLAN', 'Experiment', 'read_exp
 # %% ../../nbs/runs/sweep.ipynb #6cc9b7fb
 @dataclass
 class Experiment:
-    "A checked experiment file: which notebook, the parameters of every run (without `out`), the names that vary, and the resources of a run."
+    """A checked experiment file: which notebook, the parameters of every run (without `out`), the names that vary, and
+    the resources of a run.
+    """
     name: str
     notebook: Path
     runs: list[dict]
@@ -52,12 +64,14 @@ def read_experiment(file) -> Experiment:
 
     Raises
     ------
-    FileNotFoundError, ValueError, TypeError with one sentence: no such file or notebook, unknown key or parameter, a value that does not fit the
+    FileNotFoundError, ValueError, TypeError with one sentence: no such file or notebook, unknown key or parameter, a
+    value that does not fit the
     notebook's default, an empty grid, a name that is set twice.
     """
     path, content = read_yaml(file)
     _only(content, KEYS, path.name)
-    if not isinstance(content.get("notebook"), str): raise ValueError(f"{path.name} must say which notebook: `notebook: name` or `notebook: ./mine.ipynb`")
+    if not isinstance(content.get("notebook"), str):
+        raise ValueError(f"{path.name} must say which notebook: `notebook: name` or `notebook: ./mine.ipynb`")
     notebook = _notebook(content["notebook"], path.parent)
     declared = read_parameters(notebook)
     fixed, grid = content.get("parameters") or {}, content.get("grid") or {}
@@ -65,43 +79,67 @@ def read_experiment(file) -> Experiment:
     points, axes = expand_grid(grid, path.name)
     for name in [*fixed, *axes]:
         if name == "out": raise ValueError(f"{path.name} sets `out`: the sweep gives every run a folder of its own")
-    if twice := sorted(set(fixed) & set(axes)): raise ValueError(f"{path.name} sets {', '.join(twice)} under `parameters` and in the grid")
-    if "out" not in declared: raise ValueError(f"{notebook.name} has no parameter `out`, the folder that its results go to")
+    if twice := sorted(set(fixed) & set(axes)):
+        raise ValueError(f"{path.name} sets {', '.join(twice)} under `parameters` and in the grid")
+    if "out" not in declared:
+        raise ValueError(f"{notebook.name} has no parameter `out`, the folder that its results go to")
     runs = [check_parameters(declared, {**fixed, **point}, notebook.stem) for point in points]
     for name in axes:
         values = [json.dumps(_jsonable(run[name], name), sort_keys=True) for run in runs]
-        if len(set(values)) < len({json.dumps(_jsonable(p[name], name), sort_keys=True) for p in points}): raise ValueError(f"{path.name} lists the same value of {name} twice")
-    return Experiment(path.stem, notebook, runs, axes, _resources(content.get("resources") or {}, path.name), content.get("description") or "")
+        if len(set(values)) < len({json.dumps(_jsonable(p[name], name), sort_keys=True) for p in points}):
+            raise ValueError(f"{path.name} lists the same value of {name} twice")
+    return Experiment(
+        path.stem,
+        notebook,
+        runs,
+        axes,
+        _resources(content.get("resources") or {}, path.name),
+        content.get("description") or "",
+    )
 
 
 def expand_grid(grid: dict, source="the file") -> tuple[list[dict], list[str]]:
-    "The points of a grid (product x zip x seeds) and the names that vary. Raises ValueError for an empty or crooked grid."
+    """The points of a grid (product x zip x seeds) and the names that vary. Raises ValueError for an empty or crooked
+    grid.
+    """
     if not isinstance(grid, dict): raise ValueError(f"`grid` in {source} must hold `product`, `zip` or `seeds`")
     _only(grid, ("product", "zip", "seeds"), f"the grid of {source}")
     product, zipped, seeds = grid.get("product") or {}, grid.get("zip") or {}, grid.get("seeds")
     for key, part in ("product", product), ("zip", zipped):
         if not isinstance(part, dict): raise ValueError(f"`{key}` in {source} must hold `name: [values]` lines")
         for name, values in part.items():
-            if not isinstance(values, list): raise ValueError(f"{key}: {name} in {source} must be a list of values; got {values!r}")
+            if not isinstance(values, list):
+                raise ValueError(f"{key}: {name} in {source} must be a list of values; got {values!r}")
             if not values: raise ValueError(f"the grid of {source} is empty: {key}: {name} lists no value")
             if len({json.dumps(_jsonable(v, name), sort_keys=True) for v in values}) < len(values) and key == "product":
                 raise ValueError(f"{source} lists the same value of {name} twice: {values}")
     if isinstance(seeds, int) and not isinstance(seeds, bool): seeds = list(range(seeds))
-    if seeds is not None and not (isinstance(seeds, list) and all(isinstance(s, int) for s in seeds)): raise ValueError(f"`seeds` in {source} must be a number or a list of whole numbers")
-    if seeds is not None and len(set(seeds)) < len(seeds): raise ValueError(f"{source} lists the same value of seed twice: {seeds}")
-    if seeds == [] or not (product or zipped or seeds): raise ValueError(f"the grid of {source} is empty: give `product`, `zip` or `seeds`")
-    if len({len(v) for v in zipped.values()}) > 1: raise ValueError(f"the lists under `zip` in {source} differ in length: " + ", ".join(f"{k} has {len(v)}" for k, v in zipped.items()))
+    if seeds is not None and not (isinstance(seeds, list) and all(isinstance(s, int) for s in seeds)):
+        raise ValueError(f"`seeds` in {source} must be a number or a list of whole numbers")
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise ValueError(f"{source} lists the same value of seed twice: {seeds}")
+    if seeds == [] or not (product or zipped or seeds):
+        raise ValueError(f"the grid of {source} is empty: give `product`, `zip` or `seeds`")
+    if len({len(v) for v in zipped.values()}) > 1:
+        raise ValueError(
+            f"the lists under `zip` in {source} differ in length: "
+            + ", ".join(f"{k} has {len(v)}" for k, v in zipped.items())
+        )
     axes = [*product, *zipped, *(["seed"] if seeds else [])]
-    if len(set(axes)) < len(axes): raise ValueError(f"the grid of {source} sets {', '.join(sorted({a for a in axes if axes.count(a) > 1}))} twice")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"the grid of {source} sets {', '.join(sorted({a for a in axes if axes.count(a) > 1}))} twice")
     rows = [dict(zip(zipped, values)) for values in zip(*zipped.values())] or [{}]
     crossed = [dict(zip(product, values)) for values in itertools.product(*product.values())]
-    return [{**p, **z, **s} for p in crossed for z in rows for s in ([{"seed": s} for s in seeds] if seeds else [{}])], axes
+    return [
+        {**p, **z, **s} for p in crossed for z in rows for s in ([{"seed": s} for s in seeds] if seeds else [{}])
+    ], axes
 
 
 def _only(content, known, where):
     "Refuse unknown keys, with the nearest known one."
     for key in content:
-        if key not in known: raise ValueError(f"{where} has an unknown key {key!r}{_meant(key, known)}; it may have: {', '.join(known)}")
+        if key not in known:
+            raise ValueError(f"{where} has an unknown key {key!r}{_meant(key, known)}; it may have: {', '.join(known)}")
 
 
 def _notebook(name: str, folder: Path) -> Path:
@@ -115,8 +153,10 @@ def _resources(given, source) -> dict:
     _only(given, RESOURCES, f"`resources` in {source}")
     for name, least in ("minutes", 0), ("threads", 1), ("memory", 0), ("gpus", 0):
         v = given.get(name)
-        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float)) or v < least): raise ValueError(f"resources: {name} in {source} must be a number; got {v!r}")
-    if not isinstance(given.get("slurm") or {}, dict): raise ValueError(f"resources: slurm in {source} must hold `name: value` lines")
+        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float)) or v < least):
+            raise ValueError(f"resources: {name} in {source} must be a number; got {v!r}")
+    if not isinstance(given.get("slurm") or {}, dict):
+        raise ValueError(f"resources: slurm in {source} must hold `name: value` lines")
     return {**RESOURCES, **{k: v for k, v in given.items() if v is not None}}
 
 # %% ../../nbs/runs/sweep.ipynb #4a22cc1e
@@ -143,7 +183,14 @@ def plan(experiment: Experiment, out, keep_finished: bool = False) -> list[Plann
         mark = hashlib.sha256(json.dumps([experiment.notebook.stem, kept], sort_keys=True).encode()).hexdigest()[:8]
         words = "-".join(f"{a}={params[a]}" for a in experiment.axes if a not in ELSEWHERE)
         name = there.get(mark) or f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '_', words)[:80]}-{mark}"
-        runs.append(Planned(name, folder / name, {**params, "out": join(out, name)}, _state(folder / name, kept, code, keep_finished)))
+        runs.append(
+            Planned(
+                name,
+                folder / name,
+                {**params, "out": join(out, name)},
+                _state(folder / name, kept, code, keep_finished),
+            )
+        )
     return runs
 
 
@@ -166,17 +213,30 @@ def _work():
     spec = json.load(sys.stdin)
     _end_with(spec["parent"])
     folder, started = local_folder(spec["params"]["out"]), time.time()
-    tell = lambda **more: write_atomically(folder / STATUS, json.dumps({**more, "host": socket.gethostname(), "pid": os.getpid(), "started": started,
-                                                                       "seconds": round(time.time() - started, 2)}))
+    def tell(**more):
+        return write_atomically(
+            folder / STATUS,
+            json.dumps(
+                {
+                    **more,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "started": started,
+                    "seconds": round(time.time() - started, 2),
+                }
+            ),
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".finish-*"): shutil.rmtree(left, ignore_errors=True)     # of a process that was killed while it wrote
+        # of a process that was killed while it wrote
+        for left in folder.glob(".finish-*"): shutil.rmtree(left, ignore_errors=True)
         tell(state="running")
         execute(spec["notebook"], spec["params"], report=spec["report"])
         tell(state="done")
     except Exception as error:
         if not isinstance(error, RunFailed): print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        with contextlib.suppress(OSError): tell(state="failed", error=" ".join(str(error).split())[:500] or type(error).__name__)
+        with contextlib.suppress(OSError):
+            tell(state="failed", error=" ".join(str(error).split())[:500] or type(error).__name__)
         sys.exit(f"cellinterp: {error}")
 
 
@@ -204,12 +264,25 @@ class RunProcess:
     """
 
     def __init__(self, spec: dict):
-        self.out, self.folder, self.limit, self.started = spec["params"]["out"], local_folder(spec["params"]["out"]), spec["seconds"], time.monotonic()
+        self.out, self.folder, self.limit, self.started = (
+            spec["params"]["out"],
+            local_folder(spec["params"]["out"]),
+            spec["seconds"],
+            time.monotonic(),
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOG, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", "from cellinterp.runs.sweep import _work; _work()"], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                                            cwd=spec.get("cwd"), env={**os.environ, **spec["env"]}, start_new_session=True)
-        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe: pipe.write(json.dumps({**spec, "parent": os.getpid()}).encode())
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from cellinterp.runs.sweep import _work; _work()"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=spec.get("cwd"),
+                env={**os.environ, **spec["env"]},
+                start_new_session=True,
+            )
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
+            pipe.write(json.dumps({**spec, "parent": os.getpid()}).encode())
 
     def poll(self) -> dict | None:
         "None while it runs; then its state (done or failed), seconds and, if it failed, the error."
@@ -222,11 +295,18 @@ class RunProcess:
         if code is None and seconds < self.limit: return None
         if code is None:
             self.kill()
-            return self._failed(f"stopped after {seconds:.0f} s: `resources: minutes` allows {self.limit / 60:g}", seconds)
+            return self._failed(
+                f"stopped after {seconds:.0f} s: `resources: minutes` allows {self.limit / 60:g}", seconds
+            )
         if code == 0: return dict(state="done", seconds=seconds)
         status = _read(self.folder / STATUS) or {}
-        if status.get("state") == "failed" and status.get("pid") == self.process.pid: return dict(state="failed", seconds=seconds, error=status["error"])
-        why = f"killed by signal {-code}, most often for want of memory" if code < 0 else f"ended with exit code {code}: {_last_line(self.folder / LOG)}"
+        if status.get("state") == "failed" and status.get("pid") == self.process.pid:
+            return dict(state="failed", seconds=seconds, error=status["error"])
+        why = (
+            f"killed by signal {-code}, most often for want of memory"
+            if code < 0
+            else f"ended with exit code {code}: {_last_line(self.folder / LOG)}"
+        )
         return self._failed(f"the process that ran it was {why}" if code < 0 else why, seconds)
 
     def kill(self):
@@ -241,12 +321,15 @@ class RunProcess:
     def _failed(self, error, seconds) -> dict:
         with contextlib.suppress(OSError):
             if (running := self.folder / ".running.ipynb").exists(): os.replace(running, self.folder / FAILED)
-            write_atomically(self.folder / STATUS, json.dumps(dict(state="failed", error=error, seconds=round(seconds, 2))))
+            write_atomically(
+                self.folder / STATUS, json.dumps(dict(state="failed", error=error, seconds=round(seconds, 2)))
+            )
         return dict(state="failed", seconds=seconds, error=error)
 
 
 def _last_line(path: Path) -> str:
-    with contextlib.suppress(OSError, IndexError): return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1][:300]
+    with contextlib.suppress(OSError, IndexError):
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1][:300]
     return f"see {path.name}"
 
 # %% ../../nbs/runs/sweep.ipynb #d9209772
@@ -268,15 +351,22 @@ def n_cores() -> int:
 
 
 def worker_env(threads: int, device: str | None) -> dict:
-    "Environment of a run: so many threads in every numerical library, and the GPU it may see ('cpu' for none, None for all)."
-    pinned = {f"{name}_THREADS": str(threads) for name in ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMEXPR_NUM", "NUMBA_NUM", "VECLIB_MAXIMUM")}
+    """Environment of a run: so many threads in every numerical library, and the GPU it may see ('cpu' for none, None
+    for all).
+    """
+    pinned = {
+        f"{name}_THREADS": str(threads)
+        for name in ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMEXPR_NUM", "NUMBA_NUM", "VECLIB_MAXIMUM")
+    }
     seen = {} if device is None else {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
     return {"OMP_WAIT_POLICY": "PASSIVE", "JUPYTER_PLATFORM_DIRS": "1", **pinned, **seen}
 
 
 @contextlib.contextmanager
 def _lock(folder: Path):
-    "One sweep at a time in a folder (for an address: on this machine); the system lets go of the lock when the process ends, however it ends."
+    """One sweep at a time in a folder (for an address: on this machine); the system lets go of the lock when the
+    process ends, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try: import fcntl
@@ -285,13 +375,21 @@ def _lock(folder: Path):
             if fcntl: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise RuntimeError(f"another sweep is at work in {str(folder)!r} ({file.read().strip() or 'unknown'}): wait for it, or choose another --out") from None
-        file.seek(0); file.truncate(); file.write(f"process {os.getpid()} on {socket.gethostname()}"); file.flush()
+            raise RuntimeError(
+                f"another sweep is at work in {str(folder)!r} ({file.read().strip() or 'unknown'}): wait for it, or"
+                " choose another --out"
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
 
 # %% ../../nbs/runs/sweep.ipynb #cf116c7f
 class _View:
-    "One line a finished run, and on a terminal a line below that counts: done, running, failed, waiting, remaining time."
+    """One line a finished run, and on a terminal a line below that counts: done, running, failed, waiting, remaining
+    time.
+    """
 
     def __init__(self, stream, total: int, workers: int):
         self.stream, self.total, self.workers = stream, total, workers
@@ -301,7 +399,10 @@ class _View:
 
     def counts(self) -> str:
         waiting = self.total - self.done - self.failed - len(self.running)
-        return f"{self.done} done · {len(self.running)} running · {self.failed} failed · {waiting} waiting{self.left(waiting)}"
+        return (
+            f"{self.done} done · {len(self.running)} running · {self.failed} failed · {waiting}"
+            f" waiting{self.left(waiting)}"
+        )
 
     def left(self, waiting: int) -> str:
         if not self.seconds or not (waiting or self.running): return ""
@@ -309,24 +410,38 @@ class _View:
         rest = sum(max(each - (now - start), 0) for start in self.running.values()) + waiting * each
         return f" · about {_clock(rest / min(self.workers, max(waiting + len(self.running), 1)))} left"
 
-    def started(self, name): self.running[name] = time.monotonic(); self.refresh()
+    def started(self, name):
+        self.running[name] = time.monotonic()
+        self.refresh()
 
     def ended(self, name, outcome):
         self.running.pop(name, None)
-        if outcome["state"] == "done": self.done += 1; self.seconds.append(outcome["seconds"])
-        else: self.failed += 1
-        self.line(f"{outcome['state']:<7}{name}  {outcome['seconds']:.1f} s" + (f"  {outcome['error']}" if outcome.get("error") else ""))
+        if outcome["state"] == "done":
+            self.done += 1
+            self.seconds.append(outcome["seconds"])
+        else:
+            self.failed += 1
+        self.line(
+            f"{outcome['state']:<7}{name}  {outcome['seconds']:.1f} s"
+            + (f"  {outcome['error']}" if outcome.get("error") else "")
+        )
         if not self.live: self.line(f"       {self.counts()}")
 
-    def line(self, text): self.stream.write(("\r\x1b[K" if self.live else "") + text + "\n"); self.stream.flush(); self.refresh(True)
+    def line(self, text):
+        self.stream.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        self.stream.flush()
+        self.refresh(True)
 
     def refresh(self, now=False):
         if self.live and (now or time.monotonic() - self.shown > 1):
             self.shown = time.monotonic()
-            self.stream.write("\r\x1b[K" + self.counts()); self.stream.flush()
+            self.stream.write("\r\x1b[K" + self.counts())
+            self.stream.flush()
 
     def close(self):
-        if self.live: self.stream.write("\r\x1b[K"); self.stream.flush()
+        if self.live:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
 
 
 def _clock(seconds: float) -> str:
@@ -334,18 +449,33 @@ def _clock(seconds: float) -> str:
     return f"{m // 60}:{m % 60:02d}:{s:02d}" if m >= 60 else f"{m}:{s:02d}"
 
 # %% ../../nbs/runs/sweep.ipynb #2eb146e1
-def sweep(file, out, *, where: str = "local", workers: int | None = None, devices=None, limit: int | None = None, dry_run: bool = False,
-          keep_finished: bool = False, report: bool = True, scheduler: str | None = None, tensorboard: bool = False,
-          progress=True) -> list[dict]:
+def sweep(
+    file,
+    out,
+    *,
+    where: str = "local",
+    workers: int | None = None,
+    devices=None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    keep_finished: bool = False,
+    report: bool = True,
+    scheduler: str | None = None,
+    tensorboard: bool = False,
+    progress=True,
+) -> list[dict]:
     """Run what is due of an experiment, and say what became of every run.
 
     Parameters
     ----------
     file : path of an experiment file, or the name of a packaged one.
     out : folder, or an address (see `runs.remote`); every run gets a folder of its own in it.
-    where : "local": processes of this machine; "dask": a LocalCluster, or the workers of `scheduler`; "slurm": jobs, see `runs.cluster`.
-    workers : runs at a time; by default one a device, or as many as cores (divided by `resources: threads`) and memory allow; on SLURM 4 jobs.
-    devices : which GPUs, a list or "0,1"; each run sees one of them. "cpu": none. By default runs see what this process sees.
+    where : "local": processes of this machine; "dask": a LocalCluster, or the workers of `scheduler`; "slurm": jobs,
+        see `runs.cluster`.
+    workers : runs at a time; by default one a device, or as many as cores (divided by `resources: threads`) and memory
+        allow; on SLURM 4 jobs.
+    devices : which GPUs, a list or "0,1"; each run sees one of them. "cpu": none. By default runs see what this process
+        sees.
     limit : at most so many runs now.
     dry_run : start nothing.
     keep_finished : results of older code count as finished, too.
@@ -356,20 +486,27 @@ def sweep(file, out, *, where: str = "local", workers: int | None = None, device
 
     Returns
     -------
-    list of dicts with name, folder, parameters, state ("done", "finished" before, "failed", or what kept it due: "new", "changed", "interrupted"), seconds, error.
+    list of dicts with name, folder, parameters, state ("done", "finished" before, "failed", or what kept it due: "new",
+    "changed", "interrupted"), seconds, error.
 
     Raises
     ------
-    FileNotFoundError, ValueError, TypeError before anything starts; RuntimeError if another sweep is at work in `out`; KeyboardInterrupt, after all runs were stopped.
+    FileNotFoundError, ValueError, TypeError before anything starts; RuntimeError if another sweep is at work in `out`;
+    KeyboardInterrupt, after all runs were stopped.
     """
     experiment = read_experiment(file)
     devices = devices.split(",") if isinstance(devices, str) else None if devices is None else [str(d) for d in devices]
     for name, value in ("workers", workers), ("limit", limit):
-        if value is not None and value < 1: raise ValueError(f"{name} must be at least 1; got {value}")
-    if where not in ("local", "dask", "slurm"): raise ValueError(f"where must be 'local', 'dask' or 'slurm'; got {where!r}")
-    if scheduler is not None and where != "dask": raise ValueError(f"scheduler={scheduler!r} is for where='dask'; got where={where!r}")
-    if where != "local" and not is_url(out): out = Path(out).absolute()                    # workers may start elsewhere
-    if dry_run: return [_row(run) for run in plan(experiment, out, keep_finished)]
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if where not in ("local", "dask", "slurm"):
+        raise ValueError(f"where must be 'local', 'dask' or 'slurm'; got {where!r}")
+    if scheduler is not None and where != "dask":
+        raise ValueError(f"scheduler={scheduler!r} is for where='dask'; got where={where!r}")
+    if where != "local" and not is_url(out):
+        out = Path(out).absolute()  # workers may start elsewhere
+    if dry_run:
+        return [_row(run) for run in plan(experiment, out, keep_finished)]
     stream = sys.stdout if progress is True else progress or open(os.devnull, "w")
     folder = local_folder(out)
     probe(out)
@@ -379,14 +516,36 @@ def sweep(file, out, *, where: str = "local", workers: int | None = None, device
         here = where == "local" or where == "dask" and scheduler is None
         workers = min(workers or (_default_workers(experiment.resources, devices) if here else 4), max(len(due), 1))
         threads = int(experiment.resources["threads"] or (max(1, n_cores() // workers) if here else 1))
-        about = dict(experiment=experiment.name, description=experiment.description, notebook=experiment.notebook.stem, axes=experiment.axes, runs=[r.name for r in runs])
+        about = dict(
+            experiment=experiment.name,
+            description=experiment.description,
+            notebook=experiment.notebook.stem,
+            axes=experiment.axes,
+            runs=[r.name for r in runs],
+        )
         write_atomically(folder / PLAN, json.dumps(about, indent=1))
         push(out, [PLAN])
         view = _View(stream, len(due), workers)
-        view.line(f"{experiment.name}: {len(runs)} runs, {len(runs) - sum(r.due for r in runs)} finished, {len(due)} to run; {workers} at a time, {threads} thread{'s' * (threads > 1)} each")
-        spec = lambda run, slot: dict(notebook=str(experiment.notebook), params=run.params, seconds=60 * experiment.resources["minutes"], report=report,
-                                      env={**worker_env(threads, None if devices is None else devices[slot % len(devices)].strip()), **({TENSORBOARD: "1"} if tensorboard else {})})
-        outcomes = _run_all(_pool(where, workers, len(due), experiment.resources, folder, scheduler), due, spec, view) if due else {}
+        view.line(
+            f"{experiment.name}: {len(runs)} runs, {len(runs) - sum(r.due for r in runs)} finished, {len(due)} to run;"
+            f" {workers} at a time, {threads} thread{'s' * (threads > 1)} each"
+        )
+        def spec(run, slot):
+            return dict(
+                    notebook=str(experiment.notebook),
+                    params=run.params,
+                    seconds=60 * experiment.resources["minutes"],
+                    report=report,
+                    env={
+                        **worker_env(threads, None if devices is None else devices[slot % len(devices)].strip()),
+                        **({TENSORBOARD: "1"} if tensorboard else {}),
+                    },
+                )
+        outcomes = (
+            _run_all(_pool(where, workers, len(due), experiment.resources, folder, scheduler), due, spec, view)
+            if due
+            else {}
+        )
     return [{**_row(run), **outcomes.get(run.name, {})} for run in runs]
 
 
@@ -396,7 +555,8 @@ def _pool(where, workers, n_runs, resources, folder, scheduler):
     return dask_pool(workers, folder, scheduler) if where == "dask" else slurm_pool(resources, workers, n_runs, folder)
 
 
-def _row(run: Planned) -> dict: return dict(name=run.name, folder=str(run.folder), parameters=run.params, state=run.state)
+def _row(run: Planned) -> dict:
+    return dict(name=run.name, folder=str(run.folder), parameters=run.params, state=run.state)
 
 
 def _default_workers(resources, devices) -> int:
@@ -426,7 +586,8 @@ def _run_all(pool, due, spec, view) -> dict:
             view.refresh()
             time.sleep(0.05)
     except BaseException:
-        with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C must not leave half of them running
+        # a second Ctrl-C must not leave half of them running
+        with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)
         pool.stop([task for task, _ in running.values()])
         raise
     finally:
@@ -441,5 +602,8 @@ def _interruptible():
     def stop(*_): raise KeyboardInterrupt
     try: before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, stop)
     except ValueError: yield; return                                                       # not the main thread
-    try: yield
-    finally: signal.signal(signal.SIGINT, before[0]); signal.signal(signal.SIGTERM, before[1])
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/training/api.ipynb #23ff23c7
 import lazy_loader
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "augment": ["aligned_crops", "polar_spectra", "random_views", "turns"],
     "images": ["ImageEstimator"],

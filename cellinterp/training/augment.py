@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/augment.ipynb #b82cb001
 from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -20,7 +21,8 @@ def random_views(x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain:
     Parameters
     ----------
     x : (B, C, H, W), background near 0.
-    scale : zoom between 1 - scale and 1 + scale. shift : at most this fraction of the width. gain : brightness times 1 ± gain.
+    scale : zoom between 1 - scale and 1 + scale. shift : at most this fraction of the width. gain : brightness times 1
+        ± gain.
 
     Returns
     -------
@@ -28,17 +30,25 @@ def random_views(x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain:
     """
     u = torch.rand(6, len(x), device=x.device) * 2 - 1                             # (6, B) in [-1, 1]
     theta = affine(u[0] * math.pi, 1 + scale * u[1], u[2].sign(), 2 * shift * u[3:5].T)
-    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False)
+    x = F.grid_sample(
+        x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
+    )
     return x * (1 + gain * u[5])[:, None, None, None]
 
 
 def affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    "Sampling matrices (B, 2, 3) for `affine_grid`: output axes turned by `angle` (B,), `mirror` = ±1 (B,), spanning `zoom` (B,) about `centre` (B, 2; x, y in [-1, 1])."
+    """Sampling matrices (B, 2, 3) for `affine_grid`: output axes turned by `angle` (B,), `mirror` = ±1 (B,), spanning
+    `zoom` (B,) about `centre` (B, 2; x, y in [-1, 1]).
+    """
     c, s = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    return torch.stack([torch.stack([c, -s * mirror, centre[:, 0]], 1), torch.stack([s, c * mirror, centre[:, 1]], 1)], 1)
+    return torch.stack(
+        [torch.stack([c, -s * mirror, centre[:, 0]], 1), torch.stack([s, c * mirror, centre[:, 1]], 1)], 1
+    )
 
 def turns(x: torch.Tensor, n: int = 8) -> list[torch.Tensor]:
-    "The first `n` exact turns and mirrors of `x` (B, C, H, W) that keep its shape: eight of a square (quarter turns first, then those of its mirror image), four of an oblong."
+    """The first `n` exact turns and mirrors of `x` (B, C, H, W) that keep its shape: eight of a square (quarter turns
+    first, then those of its mirror image), four of an oblong.
+    """
     if not 1 <= n <= 8: raise ValueError(f"n must be between 1 and 8, the order of the group; got {n}")
     quarters = range(0, 4, 1 if x.shape[-1] == x.shape[-2] else 2)
     return [torch.rot90(y, k, (-2, -1)) for y in (x, x.flip(-1)) for k in quarters][:n]
@@ -51,7 +61,8 @@ def turned(x: torch.Tensor, rotation: torch.Tensor, padding: str = "reflection")
     padding : what lies outside: "reflection", "zeros" or "border".
     """
     size = torch.tensor(x.shape[:1:-1], dtype=x.dtype, device=x.device)            # (W, H[, D])
-    scale = size / size.max()                                                      # grid units are half a box edge; undo that
+    # grid units are half a box edge; undo that
+    scale = size / size.max()
     theta = rotation.mT * scale / scale[:, None]
     grid = F.affine_grid(F.pad(theta, (0, 1)), x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode=padding, align_corners=False)
@@ -64,27 +75,45 @@ def random_turns(n: int, n_axes: int, device=None) -> torch.Tensor:
         c, s = angle.cos(), angle.sin()
         return torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
     w, x, y, z = F.normalize(torch.randn(n, 4, device=device), dim=1).T
-    rows = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
     return torch.stack([torch.stack(r, 1) for r in rows], 1)
 
 # %% ../../nbs/training/augment.ipynb #dd44feb9
 def background(x: torch.Tensor) -> torch.Tensor:
-    "Median of the crop's edge (a frame two pixels wide), (B, C, 1, 1): robust while at most half of the edge is covered by neighbours."
-    edge = torch.cat([x[..., :2, :].flatten(2), x[..., -2:, :].flatten(2), x[..., 2:-2, :2].flatten(2), x[..., 2:-2, -2:].flatten(2)], -1)
+    """Median of the crop's edge (a frame two pixels wide), (B, C, 1, 1): robust while at most half of the edge is
+    covered by neighbours.
+    """
+    edge = torch.cat(
+        [
+            x[..., :2, :].flatten(2),
+            x[..., -2:, :].flatten(2),
+            x[..., 2:-2, :2].flatten(2),
+            x[..., 2:-2, -2:].flatten(2),
+        ],
+        -1,
+    )
     return edge.median(-1).values[..., None, None]
 
 
-def _grid(h, w, device): return torch.meshgrid(torch.linspace(-1, 1, h, device=device), torch.linspace(-1, 1, w, device=device), indexing="ij")
+def _grid(h, w, device):
+    return torch.meshgrid(
+        torch.linspace(-1, 1, h, device=device), torch.linspace(-1, 1, w, device=device), indexing="ij"
+    )
 
 
 def aligned_crops(x: torch.Tensor, size: int = 32, sigma: float = 0.47, span: float = 0.85) -> torch.Tensor:
-    """Every image in its own frame: background removed, centred, its long axis horizontal, signs fixed by the third moments.
+    """Every image in its own frame: background removed, centred, its long axis horizontal, signs fixed by the third
+    moments.
 
     Parameters
     ----------
     x : (B, C, H, W); moments are taken over the mean of the channels.
-    size : edge of the crops returned. sigma : width of the central weight, 1 = half the image. span : half-width of the crop, 1 = half the image.
+    size : edge of the crops returned. sigma : width of the central weight, 1 = half the image. span : half-width of the
+        crop, 1 = half the image.
 
     Returns
     -------
@@ -104,18 +133,31 @@ def aligned_crops(x: torch.Tensor, size: int = 32, sigma: float = 0.47, span: fl
     sv = torch.where((m * v**3).sum((1, 2)) < 0, -1.0, 1.0)
     # flipping u alone = a half turn and a mirror
     theta = affine(angle + math.pi * (su < 0), torch.full_like(cx, span), su * sv, torch.stack([cx, cy], 1))
-    weighted = x * torch.exp(-((xx - cx[:, None, None])**2 + (yy - cy[:, None, None])**2) / (2 * (1.4 * sigma)**2))[:, None]
+    weighted = (
+        x
+        * torch.exp(-((xx - cx[:, None, None]) ** 2 + (yy - cy[:, None, None]) ** 2) / (2 * (1.4 * sigma) ** 2))[
+            :, None
+        ]
+    )
     # average pooling before the coarser sampling keeps it free of aliasing
     if min(x.shape[-2:]) >= 2 * size: weighted = F.avg_pool2d(weighted, 3, 1, 1)
-    return F.grid_sample(weighted, F.affine_grid(theta, (len(x), x.shape[1], size, size), align_corners=False), padding_mode="zeros", align_corners=False)
+    return F.grid_sample(
+        weighted,
+        F.affine_grid(theta, (len(x), x.shape[1], size, size), align_corners=False),
+        padding_mode="zeros",
+        align_corners=False,
+    )
 
 # %% ../../nbs/training/augment.ipynb #19d16f18
-def polar_spectra(x: torch.Tensor, n_radii: int = 16, n_angles: int = 64, n_orders: int = 13, sigma: float = 0.47) -> torch.Tensor:
+def polar_spectra(
+    x: torch.Tensor, n_radii: int = 16, n_angles: int = 64, n_orders: int = 13, sigma: float = 0.47
+) -> torch.Tensor:
     """Log magnitudes of the angular Fourier series on rings about the centre: unchanged by rotation and mirroring.
 
     Parameters
     ----------
-    x : (B, C, H, W). n_radii : rings from the centre to the edge. n_angles : samples a ring. n_orders : orders k = 0 .. n_orders - 1.
+    x : (B, C, H, W). n_radii : rings from the centre to the edge. n_angles : samples a ring. n_orders : orders k = 0 ..
+        n_orders - 1.
     sigma : width of the central weight, 1 = half the image.
 
     Returns
@@ -125,11 +167,12 @@ def polar_spectra(x: torch.Tensor, n_radii: int = 16, n_angles: int = 64, n_orde
     x = (x - background(x)).clamp_min(0)
     yy, xx = _grid(*x.shape[-2:], x.device)
     w = torch.exp(-(xx**2 + yy**2) / (2 * sigma**2))
-    m = (x * w).mean(1); m = m / m.sum((1, 2), keepdim=True).clamp_min(1e-8)
-    centre = torch.stack([(m * xx).sum((1, 2)), (m * yy).sum((1, 2))], -1)         # (B, 2)
+    m = (x * w).mean(1)
+    m = m / m.sum((1, 2), keepdim=True).clamp_min(1e-8)
+    centre = torch.stack([(m * xx).sum((1, 2)), (m * yy).sum((1, 2))], -1)  # (B, 2)
     r = torch.linspace(0, 0.95, n_radii, device=x.device)[:, None]
     phi = torch.arange(n_angles, device=x.device) * (2 * math.pi / n_angles)
-    ring = torch.stack([r * torch.cos(phi), r * torch.sin(phi)], -1)               # (R, A, 2)
+    ring = torch.stack([r * torch.cos(phi), r * torch.sin(phi)], -1)  # (R, A, 2)
     polar = F.grid_sample(x * w, centre[:, None, None] + ring, align_corners=True)  # (B, C, R, A)
     magnitude = torch.fft.rfft(polar, norm="forward").abs()[..., :n_orders]
     return torch.log(magnitude + 1e-2).flatten(1)

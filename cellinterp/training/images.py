@@ -4,10 +4,12 @@
 
 # %% ../../nbs/training/images.ipynb #29ef82ab
 from __future__ import annotations
+
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
+
 from ..data.images import check_images
 from .loop import TorchEstimator, as_tensor
 
@@ -16,17 +18,25 @@ __all__ = ['ImageEstimator', 'ConvBlocks', 'pad_to']
 
 # %% ../../nbs/training/images.ipynb #3e5ceae7
 class ImageEstimator(TorchEstimator):
-    "A torch estimator on images (N, C, H, W) or volumes (N, C, D, H, W), any numeric dtype: learns `image_shape_` (C, …) and the range `image_low_`, `image_high_` (C,)."
+    """A torch estimator on images (N, C, H, W) or volumes (N, C, D, H, W), any numeric dtype: learns `image_shape_` (C,
+    …) and the range `image_low_`, `image_high_` (C,).
+    """
 
     def _learn_scale(self, images: np.ndarray):
         self.image_shape_ = tuple(int(s) for s in images.shape[1:])
-        sample = images[:: max(1, len(images) // 2000)].astype(np.float32)                     # at most about 2,000 images
+        # at most about 2,000 images
+        sample = images[:: max(1, len(images) // 2000)].astype(np.float32)
         flat = np.moveaxis(sample, 1, 0).reshape(images.shape[1], -1)                          # (C, everything)
         self.image_low_, self.image_high_ = (np.percentile(flat, q, axis=1).astype(np.float32) for q in (0.1, 99.9))
-        self.image_high_ = np.where(self.image_high_ > self.image_low_, self.image_high_, self.image_low_ + 1).astype(np.float32)
+        self.image_high_ = np.where(self.image_high_ > self.image_low_, self.image_high_, self.image_low_ + 1).astype(
+            np.float32
+        )
 
     def _range(self, device):
-        low, high = (torch.as_tensor(v, device=device).view(-1, *[1] * (len(self.image_shape_) - 1)) for v in (self.image_low_, self.image_high_))
+        low, high = (
+            torch.as_tensor(v, device=device).view(-1, *[1] * (len(self.image_shape_) - 1))
+            for v in (self.image_low_, self.image_high_)
+        )
         return low, high
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +62,10 @@ class ImageEstimator(TorchEstimator):
         check_is_fitted(self, "module_")
         images = check_images(images)
         if images.shape[1:] != tuple(self.image_shape_):
-            raise ValueError(f"images must have the shape (N, {', '.join(map(str, self.image_shape_))}) that {type(self).__name__} was fitted on; got {images.shape}")
+            raise ValueError(
+                f"images must have the shape (N, {', '.join(map(str, self.image_shape_))}) that {type(self).__name__}"
+                f" was fitted on; got {images.shape}"
+            )
         return images
 
 # %% ../../nbs/training/images.ipynb #913dde8f
@@ -62,7 +75,12 @@ class ConvBlocks(nn.Sequential):
     def __init__(self, channels: int, widths=(16, 32, 64, 128)):
         blocks = []
         for w in widths:
-            blocks += [nn.Conv2d(channels, w, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(w), nn.ReLU(inplace=True)]
+            blocks += [
+                nn.Conv2d(channels, w, 3, padding=1, bias=False),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(w),
+                nn.ReLU(inplace=True),
+            ]
             channels = w
         super().__init__(*blocks)
         self.stride = 2 ** len(widths)
@@ -73,5 +91,6 @@ class ConvBlocks(nn.Sequential):
 
 def pad_to(x: torch.Tensor, multiple: int) -> torch.Tensor:
     "Pad the axes behind (B, C) by reflection, on both sides, to a multiple."
-    pads = [p for s in reversed(x.shape[2:]) for p in ((-s % multiple) // 2, (-s % multiple + 1) // 2)]   # last axis first
+    # last axis first
+    pads = [p for s in reversed(x.shape[2:]) for p in ((-s % multiple) // 2, (-s % multiple + 1) // 2)]
     return F.pad(x, pads, mode="reflect") if any(pads) else x

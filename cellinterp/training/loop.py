@@ -4,14 +4,15 @@
 
 # %% ../../nbs/training/loop.ipynb #92555ec7
 from __future__ import annotations
+
 import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from sklearn.base import BaseEstimator
+from torch import nn
 
 # %% auto #0
 __all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'train', 'teller', 'onecycle', 'TorchEstimator', 'as_tensor',
@@ -19,7 +20,9 @@ __all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'train', 'tel
 
 # %% ../../nbs/training/loop.ipynb #3c94752c
 class Rows:
-    "The rows of every step, as a pure function of seed and step: `Rows(n, batch_size, seed)[t]` -> int64 tensor (batch,)."
+    """The rows of every step, as a pure function of seed and step: `Rows(n, batch_size, seed)[t]` -> int64 tensor
+    (batch,).
+    """
 
     def __init__(self, n: int, batch_size: int, seed: int, weights=None):
         self.n, self.batch_size, self.seed = n, min(batch_size, n), seed
@@ -31,7 +34,8 @@ class Rows:
         if self.weights is not None:
             return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=self._generator(t))
         epoch, k = divmod(t, self.steps_per_epoch)
-        if epoch != self._epoch: self._epoch, self._order = epoch, torch.randperm(self.n, generator=self._generator(epoch))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, torch.randperm(self.n, generator=self._generator(epoch))
         return self._order[k * self.batch_size:(k + 1) * self.batch_size]
 
     def _generator(self, k): return torch.Generator().manual_seed((self.seed * 1_000_003 + k) % (2**63 - 1))
@@ -54,24 +58,49 @@ def accelerator(device: str = "auto", precision: str = "auto"):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'mps'; got {device!r}")
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise ValueError(f"precision must be 'auto', 'fp32', 'bf16' or 'fp16'; got {precision!r}")
-    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda', but torch sees no CUDA device")
-    if device == "mps" and not torch.backends.mps.is_available(): raise ValueError("device='mps', but torch sees no Apple GPU")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but torch sees no CUDA device")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps', but torch sees no Apple GPU")
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    mixed = {"auto": "no" if on_cpu or not torch.cuda.is_available() else "bf16", "fp32": "no"}.get(precision, precision)
+    mixed = {"auto": "no" if on_cpu or not torch.cuda.is_available() else "bf16", "fp32": "no"}.get(
+        precision, precision
+    )
     # accelerate keeps one state a process: a second estimator with another device or precision needs a fresh one
-    if PartialState._shared_state and PartialState().num_processes == 1: AcceleratorState._reset_state(reset_partial_state=True)
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
 
 # %% ../../nbs/training/loop.ipynb #c221df98
-def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: int = 64, learning_rate: float = 1e-3, weight_decay: float = 0.0,
-          schedule: str = "constant", weights=None, device: str = "auto", precision: str = "auto", random_state: int | None = None,
-          checkpoint=None, checkpoint_every: int = 200, validate=None, validate_every: int = 100, patience: int | None = None,
-          verbose: bool = False, desc: str = "training", parameters=None):
+def train(
+    module: nn.Module,
+    step,
+    n_rows: int,
+    *,
+    max_steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    weights=None,
+    device: str = "auto",
+    precision: str = "auto",
+    random_state: int | None = None,
+    checkpoint=None,
+    checkpoint_every: int = 200,
+    validate=None,
+    validate_every: int = 100,
+    patience: int | None = None,
+    verbose: bool = False,
+    desc: str = "training",
+    parameters=None,
+):
     """Train `module` for `max_steps` steps and return its history.
 
     Parameters
     ----------
-    step : callable `(module, rows, t) -> {"loss": scalar tensor, ...}`; `rows` is an int64 tensor (batch,) of row numbers, `t` the step from 0.
+    step : callable `(module, rows, t) -> {"loss": scalar tensor, ...}`; `rows` is an int64 tensor (batch,) of row
+        numbers, `t` the step from 0.
     n_rows : how many rows there are to draw from.
     schedule : "constant" or "onecycle" (rise to `learning_rate` over the first quarter, then a cosine to zero).
     weights : (n_rows,) sampling weights, or None for plain epochs.
@@ -88,14 +117,21 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
     ------
     FloatingPointError if the loss is not finite at a log line; ValueError for an unknown schedule.
     """
-    if schedule not in ("constant", "onecycle"): raise ValueError(f"schedule must be 'constant' or 'onecycle'; got {schedule!r}")
+    if schedule not in ("constant", "onecycle"):
+        raise ValueError(f"schedule must be 'constant' or 'onecycle'; got {schedule!r}")
     acc = accelerator(device, precision)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else int(random_state)
     devices = [acc.device] if acc.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):                              # the caller's random state is left as it was
+    # the caller's random state is left as it was
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed + acc.process_index)
         module.train()
-        optimizer = torch.optim.AdamW(parameters or module.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=acc.device.type != "mps")
+        optimizer = torch.optim.AdamW(
+            parameters or module.parameters(),
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            fused=acc.device.type != "mps",
+        )
         base = [group["lr"] for group in optimizer.param_groups]
         rows = Rows(n_rows, batch_size, seed, weights)
         run, optimizer = acc.prepare(module, optimizer)
@@ -104,64 +140,109 @@ def train(module: nn.Module, step, n_rows: int, *, max_steps: int, batch_size: i
         if saved is not None and saved.exists():
             state = torch.load(saved, map_location=acc.device, weights_only=True)  # nothing is unpickled
             if (state["seed"], state["max_steps"], state["n_rows"]) != (seed, max_steps, n_rows):
-                raise ValueError(f"checkpoint {str(checkpoint)!r} belongs to another run (seed, max_steps, rows = {state['seed']}, "
-                                 f"{state['max_steps']}, {state['n_rows']}; here {seed}, {max_steps}, {n_rows}): choose an empty folder")
-            acc.unwrap_model(run).load_state_dict(state["module"]); optimizer.load_state_dict(state["optimizer"])
+                raise ValueError(
+                    f"checkpoint {str(checkpoint)!r} belongs to another run (seed, max_steps, rows = {state['seed']},"
+                    f" {state['max_steps']}, {state['n_rows']}; here {seed}, {max_steps}, {n_rows}): choose an empty"
+                    " folder"
+                )
+            acc.unwrap_model(run).load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
             history, best, start = state["history"], tuple(state["best"]), state["step"]
-            pending = [v.to(acc.device) for v in state.get("pending", [])]    # of the steps since the last log line
+            pending = [v.to(acc.device) for v in state.get("pending", [])]  # of the steps since the last log line
             torch.set_rng_state(state["rng"].cpu())
-            if devices: torch.cuda.set_rng_state(state["rng_cuda"].cpu(), acc.device)
+            if devices:
+                torch.cuda.set_rng_state(state["rng_cuda"].cpu(), acc.device)
         log_every, tell = max(1, min(50, max_steps // 20)), teller(desc)
         bar = _bar(max_steps, start, desc, verbose and acc.is_main_process)
         for t in range(start, max_steps):
-            for group, lr in zip(optimizer.param_groups, base):                      # a group may keep to a schedule of its own
-                if group.get("schedule", schedule) == "onecycle": group["lr"] = lr * onecycle(t / max_steps)
-            mine = rows[t][acc.process_index::acc.num_processes].to(acc.device)
-            with acc.autocast(): out = step(run, mine, t)
+            # a group may keep to a schedule of its own
+            for group, lr in zip(optimizer.param_groups, base):
+                if group.get("schedule", schedule) == "onecycle":
+                    group["lr"] = lr * onecycle(t / max_steps)
+            mine = rows[t][acc.process_index :: acc.num_processes].to(acc.device)
+            with acc.autocast():
+                out = step(run, mine, t)
             optimizer.zero_grad(set_to_none=True)
-            acc.backward(out["loss"]); optimizer.step()
+            acc.backward(out["loss"])
+            optimizer.step()
             pending.append(torch.stack([v.detach().float() for v in out.values()]))
             done = t + 1
             if done % log_every == 0 or done == max_steps:
-                means = torch.stack(pending).mean(0).tolist(); pending = []
+                means = torch.stack(pending).mean(0).tolist()
+                pending = []
                 if not all(math.isfinite(v) for v in means):
-                    raise FloatingPointError(f"{desc}: the loss is not finite at step {done}: try a smaller learning_rate (now {learning_rate})")
+                    raise FloatingPointError(
+                        f"{desc}: the loss is not finite at step {done}: try a smaller learning_rate (now"
+                        f" {learning_rate})"
+                    )
                 history.append({"step": done, **dict(zip(out, means))})
-                if acc.is_main_process: tell(history[-1])
+                if acc.is_main_process:
+                    tell(history[-1])
                 bar.set_postfix({k: f"{v:.3g}" for k, v in zip(out, means)}, refresh=False)
             if validate is not None and (done % validate_every == 0 or done == max_steps):
-                module.eval(); score = float(validate()); module.train()
+                module.eval()
+                score = float(validate())
+                module.train()
                 history.append({"step": done, "validation": score})
-                if acc.is_main_process: tell(history[-1])
-                if score > best[0]: best = (score, {k: v.detach().clone() for k, v in acc.unwrap_model(run).state_dict().items()}, done)
+                if acc.is_main_process:
+                    tell(history[-1])
+                if score > best[0]:
+                    best = (score, {k: v.detach().clone() for k, v in acc.unwrap_model(run).state_dict().items()}, done)
             bar.update(1)
             stop = patience is not None and best[1] is not None and done - best[2] >= patience
-            if saved is not None and acc.is_main_process and (done % checkpoint_every == 0 or done == max_steps or stop):
-                _save(saved, dict(seed=seed, max_steps=max_steps, n_rows=n_rows, step=done, module=acc.unwrap_model(run).state_dict(),
-                                  optimizer=optimizer.state_dict(), history=history, pending=pending, best=list(best), rng=torch.get_rng_state(),
-                                  rng_cuda=torch.cuda.get_rng_state(acc.device) if devices else None))
-            if stop: break
+            if (
+                saved is not None
+                and acc.is_main_process
+                and (done % checkpoint_every == 0 or done == max_steps or stop)
+            ):
+                _save(
+                    saved,
+                    dict(
+                        seed=seed,
+                        max_steps=max_steps,
+                        n_rows=n_rows,
+                        step=done,
+                        module=acc.unwrap_model(run).state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        history=history,
+                        pending=pending,
+                        best=list(best),
+                        rng=torch.get_rng_state(),
+                        rng_cuda=torch.cuda.get_rng_state(acc.device) if devices else None,
+                    ),
+                )
+            if stop:
+                break
         bar.close()
-        if best[1] is not None: acc.unwrap_model(run).load_state_dict(best[1])
+        if best[1] is not None:
+            acc.unwrap_model(run).load_state_dict(best[1])
     module.eval()
     import pandas as pd
+
     frame = pd.DataFrame(history)
     return frame.groupby("step", as_index=False).first() if len(frame) else pd.DataFrame({"step": [], "loss": []})
 
 
-listeners = []           # called with (training, line) at every log line: what follows training from outside, such as TensorBoard
+# called with (training, line) at every log line: what follows training from outside, such as TensorBoard
+listeners = []
 _trainings = itertools.count(1)
 
 
 def teller(desc: str):
-    "A function that tells the listeners of a log line, a dict with `step`. Trainings of a process are numbered, for a notebook may train many of a kind."
+    """A function that tells the listeners of a log line, a dict with `step`. Trainings of a process are numbered, for a
+    notebook may train many of a kind.
+    """
     name = f"{desc} {next(_trainings)}"
     return lambda line: [hear(name, line) for hear in listeners]
 
 
 def onecycle(progress: float, rise: float = 0.25) -> float:
     "Learning-rate factor at `progress` in [0, 1): linear rise over the first quarter, cosine to zero after it."
-    return max(progress / rise, 1e-2) if progress < rise else 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+    return (
+        max(progress / rise, 1e-2)
+        if progress < rise
+        else 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+    )
 
 
 def _bar(total, start, desc, show):
@@ -180,13 +261,21 @@ def _save(path: Path, state: dict):
 class TorchEstimator(BaseEstimator):
     """Base of every torch model: scikit-learn's contract, the one loop, and `module_`.
 
-    A subclass takes `max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose` as constructor arguments,
+    A subclass takes `max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose` as
+    constructor arguments,
     implements `_build() -> nn.Module` from its learnt attributes, and calls `_train(step, n_rows)` in `fit`.
     """
 
     def _seed(self) -> int:
-        return int(np.random.SeedSequence().generate_state(1)[0]) if self.random_state is None else int(np.random.RandomState(self.random_state).randint(2**31 - 1)
-            if not isinstance(self.random_state, (int, np.integer)) else self.random_state)
+        return (
+            int(np.random.SeedSequence().generate_state(1)[0])
+            if self.random_state is None
+            else int(
+                np.random.RandomState(self.random_state).randint(2**31 - 1)
+                if not isinstance(self.random_state, (int, np.integer))
+                else self.random_state
+            )
+        )
 
     def _make_module(self, seed: int) -> nn.Module:
         "Build the network with weights that depend on the seed alone."
@@ -196,17 +285,29 @@ class TorchEstimator(BaseEstimator):
 
     def _train(self, step, n_rows: int, **options):
         "Train `module_`; `options` add to or replace the constructor's."
-        settings = dict(max_steps=self.max_steps, batch_size=self.batch_size, learning_rate=self.learning_rate, device=self.device, precision=self.precision,
-                        random_state=self.random_state, checkpoint=self.checkpoint, verbose=self.verbose, desc=type(self).__name__)
+        settings = dict(
+            max_steps=self.max_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            device=self.device,
+            precision=self.precision,
+            random_state=self.random_state,
+            checkpoint=self.checkpoint,
+            verbose=self.verbose,
+            desc=type(self).__name__,
+        )
         return train(self.module_, step, n_rows, **{**settings, **options})
 
     @property
     def _device(self) -> torch.device: return next(self.module_.parameters()).device
 
     def _apply(self, function, array: np.ndarray, batch_size: int = 512):
-        """Apply `function(tensor on the module's device) -> tensor or tuple of tensors` in batches, without gradients -> numpy array(s) (N, ...)."""
+        """Apply `function(tensor on the module's device) -> tensor or tuple of tensors` in batches, without gradients
+        -> numpy array(s) (N, ...).
+        """
         self.module_.eval()
-        whole = None                                                          # made once: pieces among large temporaries would keep the memory around them
+        # made once: pieces among large temporaries would keep the memory around them
+        whole = None
         with torch.inference_mode():
             for k in range(0, max(len(array), 1), batch_size):
                 out = function(as_tensor(array[k:k + batch_size]).to(self._device))
@@ -217,7 +318,9 @@ class TorchEstimator(BaseEstimator):
 
 # %% ../../nbs/training/loop.ipynb #405dbffc
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    "A tensor of the same numbers; torch cannot index unsigned integers above 8 bits, so they become the next wider signed type."
+    """A tensor of the same numbers; torch cannot index unsigned integers above 8 bits, so they become the next wider
+    signed type.
+    """
     wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.float64}
     return torch.from_numpy(np.ascontiguousarray(array, dtype=wider.get(array.dtype.name, array.dtype)))
 

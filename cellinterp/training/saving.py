@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/saving.ipynb #3a138c35
 from __future__ import annotations
+
 import importlib
 import json
 import math
@@ -19,13 +20,21 @@ import numpy as np
 FORMAT, SCHEMA = "cellinterp-model", 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
-# scikit-learn classes that hold nothing but arrays, text and each other; with the private attributes that their predictions need
+# scikit-learn classes that hold nothing but arrays, text and each other; with the private attributes that their
+# predictions need
 SKLEARN = {
-    "sklearn.pipeline.Pipeline": (), "sklearn.preprocessing._data.StandardScaler": (), "sklearn.preprocessing._data.MinMaxScaler": (),
-    "sklearn.preprocessing._data.RobustScaler": (), "sklearn.preprocessing._label.LabelEncoder": (),
-    "sklearn.preprocessing._label.LabelBinarizer": (), "sklearn.decomposition._pca.PCA": (), "sklearn.impute._base.SimpleImputer": ("_fill_dtype",),
-    "sklearn.linear_model._logistic.LogisticRegression": (), "sklearn.linear_model._ridge.Ridge": (),
-    "sklearn.linear_model._base.LinearRegression": (), "sklearn.dummy.DummyClassifier": ("_strategy",),
+    "sklearn.pipeline.Pipeline": (),
+    "sklearn.preprocessing._data.StandardScaler": (),
+    "sklearn.preprocessing._data.MinMaxScaler": (),
+    "sklearn.preprocessing._data.RobustScaler": (),
+    "sklearn.preprocessing._label.LabelEncoder": (),
+    "sklearn.preprocessing._label.LabelBinarizer": (),
+    "sklearn.decomposition._pca.PCA": (),
+    "sklearn.impute._base.SimpleImputer": ("_fill_dtype",),
+    "sklearn.linear_model._logistic.LogisticRegression": (),
+    "sklearn.linear_model._ridge.Ridge": (),
+    "sklearn.linear_model._base.LinearRegression": (),
+    "sklearn.dummy.DummyClassifier": ("_strategy",),
     "sklearn.neural_network._multilayer_perceptron.MLPClassifier": ("_label_binarizer",),
 }
 ARRAY_KINDS = "biufc"                                     # bool, int, unsigned, float, complex
@@ -54,11 +63,15 @@ def find_class(name, classes=()):
     for cls in classes:
         if class_name(cls) == name: return cls
     if not isinstance(name, str) or not (name in SKLEARN or OURS.match(name)):
-        raise SaveError(f"class {name!r} is not one that a saved model may use: estimators of cellinterp, {', '.join(n.rsplit('.', 1)[1] for n in SKLEARN)}; "
-                        "your own classes must be handed over as classes=[…]")
+        raise SaveError(
+            f"class {name!r} is not one that a saved model may use: estimators of cellinterp,"
+            f" {', '.join(n.rsplit('.', 1)[1] for n in SKLEARN)}; your own classes must be handed over as classes=[…]"
+        )
     module_name, _, attribute = name.rpartition(".")
-    try: cls = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error: raise SaveError(f"class {name!r} does not exist in this version of cellinterp ({error})") from None
+    try:
+        cls = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SaveError(f"class {name!r} does not exist in this version of cellinterp ({error})") from None
     if not (isinstance(cls, type) and issubclass(cls, BaseEstimator) and class_name(cls) == name):
         raise SaveError(f"class {name!r} is not an estimator defined there")
     return cls
@@ -69,7 +82,8 @@ class _Writer:
 
     def value(self, v, at):
         "JSON for the value `v` found at the dotted path `at`."
-        if isinstance(v, np.generic): return {"$": "scalar", "value": self.array(np.asarray(v), at)}   # before float: np.float64 is one
+        # before float: np.float64 is one
+        if isinstance(v, np.generic): return {"$": "scalar", "value": self.array(np.asarray(v), at)}
         if v is None or isinstance(v, (bool, int, str)): return v
         if isinstance(v, float): return v if math.isfinite(v) else {"$": "float", "value": repr(v)}
         if isinstance(v, os.PathLike): return os.fspath(v)
@@ -84,37 +98,68 @@ class _Writer:
         if isinstance(v, list): return [self.value(x, f"{at}.{i}") for i, x in enumerate(v)]
         if isinstance(v, tuple): return {"$": "tuple", "items": [self.value(x, f"{at}.{i}") for i, x in enumerate(v)]}
         if isinstance(v, dict):
-            return {"$": "dict", "items": [[self.value(k, f"{at}.key{i}"), self.value(x, f"{at}.{k if isinstance(k, str) else i}")] for i, (k, x) in enumerate(v.items())]}
+            return {
+                "$": "dict",
+                "items": [
+                    [self.value(k, f"{at}.key{i}"), self.value(x, f"{at}.{k if isinstance(k, str) else i}")]
+                    for i, (k, x) in enumerate(v.items())
+                ],
+            }
         if isinstance(v, BaseEstimator): return self.estimator(v, at)
-        if isinstance(v, (np.random.RandomState, np.random.Generator)): return None       # only fitting again would use it
+        # only fitting again would use it
+        if isinstance(v, (np.random.RandomState, np.random.Generator)): return None
         kind = _foreign(v)
         if kind == "DataFrame":
-            return {"$": "frame", "columns": self.value(list(v.columns), f"{at}.columns"), "index": self.array(v.index.to_numpy(), f"{at}.index"),
-                    "data": [self.array(v.iloc[:, i].to_numpy(), f"{at}.{i}") for i in range(v.shape[1])]}
+            return {
+                "$": "frame",
+                "columns": self.value(list(v.columns), f"{at}.columns"),
+                "index": self.array(v.index.to_numpy(), f"{at}.index"),
+                "data": [self.array(v.iloc[:, i].to_numpy(), f"{at}.{i}") for i in range(v.shape[1])],
+            }
         if kind == "Series":
-            return {"$": "series", "name": self.value(v.name, at), "index": self.array(v.index.to_numpy(), f"{at}.index"), "data": self.array(v.to_numpy(), at)}
+            return {
+                "$": "series",
+                "name": self.value(v.name, at),
+                "index": self.array(v.index.to_numpy(), f"{at}.index"),
+                "data": self.array(v.to_numpy(), at),
+            }
         if kind == "sparse":
             csr = v.tocsr()
             return {"$": "sparse", "class": type(csr).__name__, "shape": list(csr.shape),
                     **{k: self.array(getattr(csr, k), f"{at}.{k}") for k in ("data", "indices", "indptr")}}
         if kind == "device": return str(v)
-        if kind == "tensor": return {"$": "tensor", "value": self.array(_to_numpy(v), at), "dtype": str(v.dtype).removeprefix("torch.")}
+        if kind == "tensor":
+            return {"$": "tensor", "value": self.array(_to_numpy(v), at), "dtype": str(v.dtype).removeprefix("torch.")}
         raise SaveError(f"{at} is a {type(v).__module__}.{type(v).__qualname__}, which cannot be saved as plain data")
 
     def array(self, a, at):
         if a.dtype.kind in ARRAY_KINDS and a.dtype.isnative:
             key, n = at, 1
             while key in self.arrays: key, n = f"{at}~{n}", n + 1
-            fortran = a.ndim > 1 and a.flags.f_contiguous and not a.flags.c_contiguous    # BLAS sums in another order: keep the layout, keep the bits
+            # BLAS sums in another order: keep the layout, keep the bits
+            fortran = a.ndim > 1 and a.flags.f_contiguous and not a.flags.c_contiguous
             self.arrays[key] = np.ascontiguousarray(a).reshape(a.shape)
-            return {"$": "array", "key": key, "shape": list(a.shape), "dtype": str(a.dtype), **({"order": "F"} if fortran else {})}
-        if a.dtype.kind == "U": return {"$": "strings", "shape": list(a.shape), "width": a.dtype.itemsize // 4, "items": a.ravel().tolist()}
-        if a.dtype.kind == "O": return {"$": "objects", "shape": list(a.shape), "items": [self.value(x, f"{at}.{i}") for i, x in enumerate(a.ravel())]}
+            return {
+                "$": "array",
+                "key": key,
+                "shape": list(a.shape),
+                "dtype": str(a.dtype),
+                **({"order": "F"} if fortran else {}),
+            }
+        if a.dtype.kind == "U":
+            return {"$": "strings", "shape": list(a.shape), "width": a.dtype.itemsize // 4, "items": a.ravel().tolist()}
+        if a.dtype.kind == "O":
+            return {
+                "$": "objects",
+                "shape": list(a.shape),
+                "items": [self.value(x, f"{at}.{i}") for i, x in enumerate(a.ravel())],
+            }
         raise SaveError(f"{at} is an array of dtype {a.dtype}, which cannot be saved: numbers, booleans or text")
 
     def estimator(self, est, at):
         cls = type(est)
-        find_class(class_name(cls), self.classes)                                        # refused now rather than when it is loaded
+        # refused now rather than when it is loaded
+        find_class(class_name(cls), self.classes)
         state = {}
         for name, v in _saved_state(est).items():
             if name == "module_" and _foreign(v) == "module":
@@ -146,7 +191,8 @@ def _foreign(v) -> str | None:
 
 def _to_numpy(tensor):
     tensor = tensor.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()   # bfloat16 -> float32 loses nothing
+    # bfloat16 -> float32 loses nothing
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 # %% ../../nbs/training/saving.ipynb #0593b380
 class _Reader:
@@ -155,7 +201,11 @@ class _Reader:
     def value(self, node):
         if node is None or isinstance(node, (bool, int, float, str)): return node
         if isinstance(node, list): return [self.value(x) for x in node]
-        read = getattr(self, f"read_{node.get('$')}", None) if isinstance(node, dict) and isinstance(node.get("$"), str) else None
+        read = (
+            getattr(self, f"read_{node.get('$')}", None)
+            if isinstance(node, dict) and isinstance(node.get("$"), str)
+            else None
+        )
         if read is None: raise SaveError(f"unknown kind of value: {str(node)[:80]}")
         return read(node)
 
@@ -168,12 +218,16 @@ class _Reader:
     def read_dict(self, node): return {self.value(k): self.value(v) for k, v in node["items"]}
 
     def read_array(self, node):
-        if not isinstance(node, dict) or node.get("$") not in ("array", "strings", "objects"): raise SaveError(f"expected an array, found {str(node)[:80]}")
+        if not isinstance(node, dict) or node.get("$") not in ("array", "strings", "objects"):
+            raise SaveError(f"expected an array, found {str(node)[:80]}")
         if node["$"] != "array": return self.value(node)
         key, a = node["key"], self.arrays.get(node["key"])
         if a is None: raise SaveError(f"array {key!r} is not in {TENSORS}")
         if list(a.shape) != node["shape"] or str(a.dtype) != node["dtype"]:
-            raise SaveError(f"array {key!r} is {a.dtype} {list(a.shape)} in {TENSORS}, but {CONFIG} expects {node['dtype']} {node['shape']}")
+            raise SaveError(
+                f"array {key!r} is {a.dtype} {list(a.shape)} in {TENSORS}, but {CONFIG} expects {node['dtype']}"
+                f" {node['shape']}"
+            )
         return np.asfortranarray(a) if node.get("order") == "F" else a
 
     def read_strings(self, node):
@@ -196,25 +250,34 @@ class _Reader:
 
     def read_series(self, node):
         import pandas as pd
-        return pd.Series(self.read_array(node["data"]), index=self.read_array(node["index"]), name=self.value(node["name"]))
+        return pd.Series(
+            self.read_array(node["data"]), index=self.read_array(node["index"]), name=self.value(node["name"])
+        )
 
     def read_sparse(self, node):
         from scipy import sparse
         if node["class"] not in ("csr_array", "csr_matrix"): raise SaveError(f"unknown sparse class {node['class']!r}")
-        out = getattr(sparse, node["class"])(tuple(self.read_array(node[k]) for k in ("data", "indices", "indptr")), shape=tuple(node["shape"]))
+        out = getattr(sparse, node["class"])(
+            tuple(self.read_array(node[k]) for k in ("data", "indices", "indptr")), shape=tuple(node["shape"])
+        )
         out.check_format()
         return out
 
     def read_tensor(self, node):
         import torch
-        if not isinstance(dtype := getattr(torch, node["dtype"], None), torch.dtype): raise SaveError(f"unknown dtype {node['dtype']!r}")
+        if not isinstance(dtype := getattr(torch, node["dtype"], None), torch.dtype):
+            raise SaveError(f"unknown dtype {node['dtype']!r}")
         return torch.from_numpy(self.read_array(node["value"])).to(dtype)
 
     def read_estimator(self, node):
         cls = find_class(node["class"], self.classes)
-        params = {k: self.value(v) for k, v in node["params"].items() if k != "memory"}   # a pipeline's cache is a folder of pickles
+        # a pipeline's cache is a folder of pickles
+        params = {k: self.value(v) for k, v in node["params"].items() if k != "memory"}
         if unknown := set(params) - set(cls._get_param_names()):
-            raise SaveError(f"{cls.__name__} has no argument {sorted(unknown)}: the model was saved by another version, or changed by hand")
+            raise SaveError(
+                f"{cls.__name__} has no argument {sorted(unknown)}: the model was saved by another version, or changed"
+                " by hand"
+            )
         if "steps" in params: params["steps"] = _checked_steps(params["steps"])
         est = cls(**params)
         state, private = node["state"], SKLEARN.get(class_name(cls), ())
@@ -234,8 +297,10 @@ class _Reader:
         try: tensors = {name: torch.from_numpy(self.arrays[f"{node['key']}.{name}"]) for name in node["names"]}
         except KeyError as error: raise SaveError(f"array {error} is not in {TENSORS}") from None
         module = est._build()
-        try: module.load_state_dict(tensors, strict=True)
-        except RuntimeError as error: raise SaveError(f"the network of {type(est).__name__} does not fit what is in {TENSORS}: {error}") from None
+        try:
+            module.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            raise SaveError(f"the network of {type(est).__name__} does not fit what is in {TENSORS}: {error}") from None
         for name, p in [*module.named_parameters(), *module.named_buffers()]:
             if name in node["bfloat16"]: p.data = p.data.bfloat16()
         return module.eval()
@@ -243,7 +308,13 @@ class _Reader:
 
 def _checked_steps(steps):
     from sklearn.base import BaseEstimator
-    ok = isinstance(steps, list) and all(isinstance(s, tuple) and len(s) == 2 and isinstance(s[0], str) and (s[1] in (None, "passthrough") if not isinstance(s[1], BaseEstimator) else True) for s in steps)
+    ok = isinstance(steps, list) and all(
+        isinstance(s, tuple)
+        and len(s) == 2
+        and isinstance(s[0], str)
+        and (s[1] in (None, "passthrough") if not isinstance(s[1], BaseEstimator) else True)
+        for s in steps
+    )
     if not ok: raise SaveError("the steps of a pipeline must be pairs of a name and an estimator")
     return steps
 
@@ -267,18 +338,28 @@ def save(model, folder, extra=None, classes=()) -> Path:
     _refuse_foreign(folder)
     writer = _Writer(classes)
     from sklearn.base import BaseEstimator
-    if not isinstance(model, BaseEstimator): raise SaveError(f"model must be an estimator or a Pipeline; got a {type(model).__name__}")
-    config = {"format": FORMAT, "schema": SCHEMA, "versions": _versions(), "extra": writer.value(extra or {}, "extra"), "model": writer.value(model, "model")}
+    if not isinstance(model, BaseEstimator):
+        raise SaveError(f"model must be an estimator or a Pipeline; got a {type(model).__name__}")
+    config = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "versions": _versions(),
+        "extra": writer.value(extra or {}, "extra"),
+        "model": writer.value(model, "model"),
+    }
     text, tensors = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False), to_bytes(writer.arrays)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (temporary / CONFIG).write_text(text, encoding="utf-8")
         (temporary / TENSORS).write_bytes(tensors)
-        temporary.chmod(0o777 & ~_umask())                                               # mkdtemp's 0700 would hide the model from colleagues
+        # mkdtemp's 0700 would hide the model from colleagues
+        temporary.chmod(0o777 & ~_umask())
         if folder.exists():
             old = temporary.with_name(temporary.name + "-old")
-            folder.rename(old); temporary.rename(folder); shutil.rmtree(old)
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
         else: temporary.rename(folder)
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -294,9 +375,12 @@ def load(folder, classes=()):
     from safetensors.numpy import load as from_bytes
     folder = Path(folder)
     config = _read_config(folder)
-    try: arrays = from_bytes((folder / TENSORS).read_bytes())
-    except FileNotFoundError: raise FileNotFoundError(f"no {TENSORS} in {str(folder)!r}: the model is not whole") from None
-    except (SafetensorError, KeyError) as error: raise SaveError(f"{TENSORS} in {str(folder)!r} cannot be read: {error}") from None
+    try:
+        arrays = from_bytes((folder / TENSORS).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {TENSORS} in {str(folder)!r}: the model is not whole") from None
+    except (SafetensorError, KeyError) as error:
+        raise SaveError(f"{TENSORS} in {str(folder)!r} cannot be read: {error}") from None
     try: return _Reader(arrays, classes).read_estimator(config["model"])
     except SaveError as error: raise SaveError(f"model {str(folder)!r}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, IndexError) as error:
@@ -309,16 +393,29 @@ def read_info(folder) -> dict:
     try:
         model = config["model"]
         steps = [s["items"][1]["class"] for s in model["params"].get("steps", []) if isinstance(s["items"][1], dict)]
-        return {"class": model["class"], "steps": steps, "versions": config["versions"], "extra": _Reader({}).value(config["extra"])}
-    except (KeyError, TypeError, AttributeError, IndexError) as error: raise SaveError(f"{CONFIG} in {str(folder)!r} is malformed ({error})") from None
+        return {
+            "class": model["class"],
+            "steps": steps,
+            "versions": config["versions"],
+            "extra": _Reader({}).value(config["extra"]),
+        }
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SaveError(f"{CONFIG} in {str(folder)!r} is malformed ({error})") from None
 
 
 def _read_config(folder: Path) -> dict:
-    try: config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError): raise FileNotFoundError(f"no saved model in {str(folder)!r}: it would hold {CONFIG} and {TENSORS}") from None
-    except (ValueError, RecursionError) as error: raise SaveError(f"{CONFIG} in {str(folder)!r} is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT: raise SaveError(f"{CONFIG} in {str(folder)!r} is not of a cellinterp model")
-    if config.get("schema") != SCHEMA: raise SaveError(f"the model in {str(folder)!r} has schema {config.get('schema')!r}; this version reads {SCHEMA}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no saved model in {str(folder)!r}: it would hold {CONFIG} and {TENSORS}") from None
+    except (ValueError, RecursionError) as error:
+        raise SaveError(f"{CONFIG} in {str(folder)!r} is not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise SaveError(f"{CONFIG} in {str(folder)!r} is not of a cellinterp model")
+    if config.get("schema") != SCHEMA:
+        raise SaveError(
+            f"the model in {str(folder)!r} has schema {config.get('schema')!r}; this version reads {SCHEMA}"
+        )
     return config
 
 
@@ -328,7 +425,8 @@ def _refuse_foreign(folder: Path):
 
 
 def _umask():
-    mask = os.umask(0); os.umask(mask)
+    mask = os.umask(0)
+    os.umask(mask)
     return mask
 
 

@@ -1,11 +1,23 @@
-"""Make the venv of one peer, or of all: `CELLINTERP_PEERS=~/peers python install.py sae_lens`. Peers never enter the project's own environment."""
-import os, subprocess, sys, venv
+"""Make the venv of one peer, or of all: `CELLINTERP_PEERS=~/peers python install.py sae_lens`. Peers never enter the
+project's own environment.
+"""
+import os
+import subprocess
+import sys
+import venv
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
-PEERS = {"sae_lens": ["sae-lens==6.54.12", TORCH], "dictionary_learning": [TORCH, "numpy", "einops", "tqdm"], "overcomplete": [TORCH, "einops", "tqdm", "scipy", "scikit-learn", "pillow", "matplotlib", "scikit-image"],
-         "sparsify": ["eai-sparsify==1.3.3", TORCH], "spams": ["spams-bin==2.6.14", "numpy", "scipy"], "sklearn": ["scikit-learn==1.9.1"]}
-ALONE = {"dictionary_learning": "dictionary-learning==0.1.0", "overcomplete": "overcomplete==0.3.0"}        # their dependencies hold language and vision models that no dictionary needs
+PEERS = {
+    "sae_lens": ["sae-lens==6.54.12", TORCH],
+    "dictionary_learning": [TORCH, "numpy", "einops", "tqdm"],
+    "overcomplete": [TORCH, "einops", "tqdm", "scipy", "scikit-learn", "pillow", "matplotlib", "scikit-image"],
+    "sparsify": ["eai-sparsify==1.3.3", TORCH],
+    "spams": ["spams-bin==2.6.14", "numpy", "scipy"],
+    "sklearn": ["scikit-learn==1.9.1"],
+}
+# their dependencies hold language and vision models that no dictionary needs
+ALONE = {"dictionary_learning": "dictionary-learning==0.1.0", "overcomplete": "overcomplete==0.3.0"}
 
 for name in sys.argv[1:] or PEERS:
     folder = Path(os.environ["CELLINTERP_PEERS"]) / name

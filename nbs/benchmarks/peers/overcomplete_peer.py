@@ -1,6 +1,8 @@
-"""overcomplete: TopKSAE (linear encoder with batch norm, its default) or MpSAE, its TopK auxiliary loss for TopK, Adam, its gradient clipping and a cosine schedule.
+"""overcomplete: TopKSAE (linear encoder with batch norm, its default) or MpSAE, its TopK auxiliary loss for TopK, Adam,
+its gradient clipping and a cosine schedule.
 Its package file imports vision models (timm, torchvision) that no dictionary needs; it is left out."""
-import numpy as np, torch
+import numpy as np
+import torch
 from common import Task, open_package
 
 open_package("overcomplete")
@@ -15,7 +17,11 @@ def model(steps):
     torch.manual_seed(task.seed)
     sae = TopKSAE(task.test.shape[1], nb_concepts=task.n_atoms, top_k=task.k, device="cpu").train()
     optimizer = torch.optim.Adam(sae.parameters(), lr=task.learning_rate)
-    return sae, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=task.learning_rate / 100)
+    return (
+        sae,
+        optimizer,
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=task.learning_rate / 100),
+    )
 
 
 def step(sae, optimizer, schedule, rows):
@@ -33,4 +39,10 @@ sae, optimizer, schedule = model(task.plan(lambda rows: step(*timing, rows)))
 for i in task.batches(): step(sae, optimizer, schedule, task.rows[i])
 sae.eval()
 with torch.no_grad():
-    task.done(sae.get_dictionary().detach().numpy(), lambda x: sae.encode(torch.from_numpy(x))[1].numpy(), lambda z: sae.decode(torch.from_numpy(z)).numpy(), "overcomplete", "torch")
+    task.done(
+        sae.get_dictionary().detach().numpy(),
+        lambda x: sae.encode(torch.from_numpy(x))[1].numpy(),
+        lambda z: sae.decode(torch.from_numpy(z)).numpy(),
+        "overcomplete",
+        "torch",
+    )

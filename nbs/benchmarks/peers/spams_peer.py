@@ -1,7 +1,11 @@
-"""SPAMS: online dictionary learning with an L1 penalty (method spams; learning_rate is its lambda) or with at most k atoms a row by OMP (spams_omp). Rows of the data start it.
-It is asked for a number of iterations at a time, so that the budget can be kept; its own statistics carry over. Encoding: its OMP with k atoms for both."""
+"""SPAMS: online dictionary learning with an L1 penalty (method spams; learning_rate is its lambda) or with at most k
+atoms a row by OMP (spams_omp). Rows of the data start it.
+It is asked for a number of iterations at a time, so that the budget can be kept; its own statistics carry over.
+Encoding: its OMP with k atoms for both."""
 import time
-import numpy as np, spams
+
+import numpy as np
+import spams
 from common import Task
 
 task = Task()
@@ -14,10 +18,22 @@ task.started = time.process_time()
 while time.process_time() - task.started < task.budget:
     i = task.rng.integers(X.shape[1], size=chunk * batch)
     more = dict(model=model) if model else {}
-    D, model = spams.trainDL(np.asfortranarray(X[:, i]), return_model=True, D=np.asfortranarray(D), K=task.n_atoms, iter=chunk, batchsize=batch, numThreads=1, verbose=False, **more, **mode)
+    D, model = spams.trainDL(
+        np.asfortranarray(X[:, i]),
+        return_model=True,
+        D=np.asfortranarray(D),
+        K=task.n_atoms,
+        iter=chunk,
+        batchsize=batch,
+        numThreads=1,
+        verbose=False,
+        **more,
+        **mode
+    )
     task.steps += chunk
 task.batch_size = batch
 length = np.linalg.norm(D, axis=0)
 unit = np.asfortranarray(D / np.where(length > 0, length, 1))
-encode = lambda x: spams.omp(np.asfortranarray(x.T), unit, L=task.k, eps=0.0, numThreads=1).T.toarray()
+def encode(x):
+    return spams.omp(np.asfortranarray(x.T), unit, L=task.k, eps=0.0, numThreads=1).T.toarray()
 task.done(unit.T, encode, lambda z: z @ unit.T, "spams-bin")

@@ -1,7 +1,12 @@
-"""eai-sparsify: its SparseCoder (TopK), with either optimiser of its trainer: schedule-free sign descent (its default; method sparsify) or Adam with warm-up and linear decay (sparsify_adam).
-Its trainer wants a language model, so the few lines of its step stand here: centring by the mean of the first batch, FVU + AuxK / 32, tangent gradients, unit-norm decoder."""
-import numpy as np, torch
-torch.cuda.is_bf16_supported = lambda *a, **k: False                # asked at import, for an autocast that a CPU never enters
+"""eai-sparsify: its SparseCoder (TopK), with either optimiser of its trainer: schedule-free sign descent (its default;
+method sparsify) or Adam with warm-up and linear decay (sparsify_adam).
+Its trainer wants a language model, so the few lines of its step stand here: centring by the mean of the first batch,
+FVU + AuxK / 32, tangent gradients, unit-norm decoder."""
+import numpy as np
+import torch
+
+# asked at import, for an autocast that a CPU never enters
+torch.cuda.is_bf16_supported = lambda *a, **k: False
 from common import Task
 from schedulefree import ScheduleFreeWrapper
 from sparsify import SparseCoder, SparseCoderConfig
@@ -42,7 +47,8 @@ timing = model(1000)
 run = model(task.plan(lambda rows: step(*timing, rows)))
 for i in task.batches(): step(*run, task.rows[i])
 sae, optimizer = run[:2]
-if task.method == "sparsify": optimizer.eval()                       # schedule-free: the averaged weights are the answer
+# schedule-free: the averaged weights are the answer
+if task.method == "sparsify": optimizer.eval()
 sae.set_decoder_norm_to_unit_norm()
 
 
@@ -52,4 +58,10 @@ def encode(x):
 
 
 with torch.no_grad():
-    task.done(sae.W_dec.numpy(), encode, lambda z: (torch.from_numpy(z) @ sae.W_dec + sae.b_dec).numpy(), "eai-sparsify", "torch")
+    task.done(
+        sae.W_dec.numpy(),
+        encode,
+        lambda z: (torch.from_numpy(z) @ sae.W_dec + sae.b_dec).numpy(),
+        "eai-sparsify",
+        "torch",
+    )
