@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,13 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
             float((state["tallies"].sum(0) < 1e-5 * state["tallied"].sum()).float().mean()) if state["seen"] else 1.0
         )
         self.module_.forget()
+        if len(self.history_) and self.history_.fvu.iloc[-1] > 1:
+            warnings.warn(
+                f"{type(self).__name__}: the codes explain less than the mean does (unexplained"
+                f" {self.history_.fvu.iloc[-1]:.2f} of the variance): try more max_steps, another learning_rate, or scale"
+                " the columns",
+                stacklevel=3,
+            )
 
     # ---- checkpoints
     # A, B: running sums of update="block"

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import nn
 from ..data.images import ImageSet, as_nchw, load_images
 from ..training.augment import turns
 from ..training.loop import accelerator, as_tensor
+from ..training.saving import SaveError
 
 # %% auto #0
 __all__ = ['IMAGENET', 'capture', 'Backbone', 'adapt_channels', 'choose_rule', 'normalise', 'ImageSource', 'open_images',
@@ -54,6 +55,13 @@ def _keep(kept, name, module, inputs, output):
 class Backbone:
     """A model and how to read it.
 
+    Parameters
+    ----------
+    model : str, path, torch.nn.Module or estimator
+        See `Embedder`.
+    remote : bool, default False
+        Fetch a named model's weights where they are not on this machine; else nothing outside it is asked.
+
     Attributes
     ----------
     module : the network that runs. name : its class, or its name on the hub.
@@ -63,11 +71,11 @@ class Backbone:
         normalisation : its own, or None.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, remote: bool = False):
         self.name, self.normalisation, self.estimator, self.before = type(model).__name__, None, None, None
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model)
-            model, self.normalisation = _from_hub(self.name)
+            model, self.normalisation = _from_hub(self.name, remote)
         model = getattr(model, "estimator", model) if type(model).__name__ == "FrozenEstimator" else model
         if hasattr(model, "module_"): self.name, self.estimator, model = type(model).__name__, model, model.module_
         if not isinstance(model, nn.Module):
@@ -187,20 +195,9 @@ class Backbone:
         return h.hexdigest()[:16]
 
 
-def _from_hub(name: str):
+def _from_hub(name: str, remote: bool = False):
     "(model, normalisation or None) of a name on the Hugging Face hub, a folder that holds one, or timm:NAME."
-    if name.startswith("timm:"):
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(f"model={name!r} needs timm: pip install 'cellinterp[timm]' ({error})") from None
-        model = timm.create_model(name[5:], pretrained=True, num_classes=0)
-        return model, dict(
-            kind="mean_std",
-            scale="dtype",
-            mean=list(model.pretrained_cfg["mean"]),
-            std=list(model.pretrained_cfg["std"]),
-        )
+    if name.startswith("timm:"): return _from_timm(name, remote)
     try:
         from transformers import AutoModel
     except ImportError as error:
@@ -208,24 +205,67 @@ def _from_hub(name: str):
             f"model={name!r} names a model of the Hugging Face hub, which needs transformers: pip install"
             f" 'cellinterp[foundation]' ({error})"
         ) from None
-    try: model = AutoModel.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"model: {name!r} could not be loaded. It is no folder with a saved model and not in the cache, and the"
-            " Hugging Face hub was not reached or does not have it. With a network it is fetched at the first use;"
-            " without one, copy its folder here and give the path, or hand over a torch module. Models that bring code"
-            f" of their own are loaded by you and handed over. ({type(error).__name__}:"
-            f" {str(error).splitlines()[0][:160]})"
-        ) from None
-    return model, _preprocessor(name)
+    # code that a model brings is never run, and without `remote` nothing is asked of the hub
+    with nullcontext() if remote else _offline():
+        try: model = AutoModel.from_pretrained(name, local_files_only=not remote, trust_remote_code=False)
+        except (OSError, ValueError) as error: raise _not_here(name, remote, error) from None
+        return model, _preprocessor(name, remote)
 
 
-def _preprocessor(name: str):
+@contextmanager
+def _offline():
+    "No request leaves through the hub's client: `local_files_only` alone still lets it ask who is calling."
+    from huggingface_hub import constants
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try: yield
+    finally: constants.HF_HUB_OFFLINE = before
+
+
+def _from_timm(name: str, remote: bool):
+    "(model, normalisation) of timm:NAME; without `remote` its weights come from the cache of this machine."
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"model={name!r} needs timm: pip install 'cellinterp[timm]' ({error})") from None
+    if remote: model = timm.create_model(name[5:], pretrained=True, num_classes=0)
+    else:
+        from huggingface_hub import try_to_load_from_cache
+        # "hf-hub:…" and "local-dir:…" would have timm read a configuration before it builds anything
+        place = None if ":" in name[5:] else getattr(timm.get_pretrained_cfg(name[5:]), "hf_hub_id", None)
+        file = try_to_load_from_cache(place, "model.safetensors") if place else None
+        if not isinstance(file, str): raise _not_here(name, remote, "no model.safetensors in the cache")
+        with _offline():
+            model = timm.create_model(name[5:], pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(file=file))
+    return model, dict(
+        kind="mean_std",
+        scale="dtype",
+        mean=list(model.pretrained_cfg["mean"]),
+        std=list(model.pretrained_cfg["std"]),
+    )
+
+
+def _not_here(name, remote, error) -> OSError:
+    "What to say where a named model cannot be opened."
+    where = (
+        "the Hugging Face hub was not reached or does not have it"
+        if remote
+        else "remote=False, so that it was not asked for elsewhere: Embedder(…, remote=True) fetches it once"
+    )
+    return OSError(
+        f"model: {name!r} is no folder with a saved model and not in the cache of this machine, and {where}. Or copy"
+        " its folder here and give the path, or hand over a torch module. Models that bring code of their own are"
+        f" loaded by you and handed over. ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
+    )
+
+
+def _preprocessor(name: str, remote: bool = False):
     "The normalisation that a model on the hub asks for, from its preprocessor_config.json; None where it has none."
     from transformers.utils import cached_file
-    try: config = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+    try:
+        file = cached_file(name, "preprocessor_config.json", local_files_only=not remote)
+        config = json.loads(Path(file).read_text())
     except (OSError, TypeError, ValueError): return None
-    if not config.get("do_normalize", True) or "image_mean" not in config: return None
+    if not isinstance(config, dict) or not config.get("do_normalize", True) or "image_mean" not in config: return None
     return dict(
         kind="mean_std",
         scale="dtype",
@@ -454,7 +494,9 @@ class Embedder(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     model : a name on the Hugging Face hub or the path of a saved model; "timm:NAME"; a torch module; or an estimator of
-        images (one that is not fitted yet is fitted by `fit`, on a clone).
+        images (one that is not fitted yet is fitted by `fit`, on a clone). Code that comes with a model is never run.
+    remote : fetch a named model's weights where they are not on this machine; else nothing outside it is asked. A
+        saved embedder that is loaded never asks, whatever it was saved with.
     layer : number of a block (negative from the end), or the dotted name of any submodule.
     pool : "mean" of the patch tokens, class and register tokens left out; "moments", their mean and standard deviation
         side by side; "cls", the class token; "tokens", every patch; "channels", for
@@ -487,6 +529,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         channels="auto",
         normalize="auto",
         size="auto",
+        remote=False,
         batch_size=64,
         device="auto",
         precision="auto",
@@ -501,6 +544,7 @@ class Embedder(TransformerMixin, BaseEstimator):
             stream,
         )
         self.channels, self.normalize, self.size, self.batch_size = channels, normalize, size, batch_size
+        self.remote = remote
         self.device, self.precision, self.verbose = device, precision, verbose
 
     def fit(self, images=None, y=None):
@@ -525,7 +569,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         model = self.model
         if hasattr(model, "fit") and not hasattr(model, "module_") and type(model).__name__ != "FrozenEstimator":
             model = self.model_ = clone(model).fit(images, y)
-        self.backbone_ = Backbone(model)
+        self.backbone_ = Backbone(model, self.remote)
         self.layer_ = self.backbone_.find(self.layer, self.stream)
         if self.pool == "channels" and not self.backbone_.agnostic:
             raise ValueError(
@@ -737,11 +781,23 @@ class Embedder(TransformerMixin, BaseEstimator):
             mininterval=1.0,
         )
 
-    def _saved_state(self): return {k: v for k, v in vars(self).items() if k in ("model_", "layer_")}
+    def _saved_state(self):
+        state = {k: v for k, v in vars(self).items() if k in ("model_", "layer_")}
+        named = isinstance(self.model, (str, os.PathLike)) and hasattr(self, "backbone_")
+        # a name alone could come to mean other weights
+        return {**state, "weights_": self.backbone_.fingerprint()} if named else state
 
     def _load_state(self, state):
         if "model_" in state: self.model_ = state["model_"]
-        self.backbone_ = Backbone(getattr(self, "model_", self.model))
+        # a file does not decide what is asked of the network
+        self.remote = False
+        try: self.backbone_ = Backbone(getattr(self, "model_", self.model))
+        except (OSError, TypeError, ImportError) as error: raise SaveError(str(error)) from None
+        if "weights_" in state and state["weights_"] != self.backbone_.fingerprint():
+            raise SaveError(
+                f"model: {self.backbone_.name!r} has other weights here than when the embedder was saved; expected the"
+                " same"
+            )
         self.layer_ = self.backbone_.find(self.layer, self.stream)
 
 # %% ../../nbs/concepts/embeddings.ipynb #e9ea9a13
@@ -793,12 +849,14 @@ def embed(
     partial_ = out.with_name(out.name + ".partial")
     if out.exists():
         _compare(_read_spec(out), spec, out)
+        _check_whole(out, (len(obs), d))
+        # of a process that was killed just before it would have done so
+        if partial_.exists() and not _foreign(partial_): shutil.rmtree(partial_)
         return out
-    state = partial_ / "spec.json"
-    if state.exists():
-        _compare(json.loads(state.read_text()), spec, partial_)
+    begun = _begun(partial_)
+    if begun is not None: _compare(begun, spec, partial_)
     acc = accelerator(embedder.device, embedder.precision)
-    if acc.is_main_process and not state.exists():
+    if acc.is_main_process and begun is None:
         _begin(partial_, spec, obs, d, block_size * rows)
     acc.wait_for_everyone()
     import zarr
@@ -917,36 +975,92 @@ def _compare(stored: dict, spec: dict, path: Path):
             )
 
 
+def _opened(out: Path):
+    "The group of a store at `out`, a context manager either way."
+    import h5py
+    import zarr
+    return nullcontext(zarr.open_group(out, mode="r")) if out.suffix == ".zarr" else h5py.File(out, "r")
+
+
 def _read_spec(out: Path) -> dict:
-    if out.suffix == ".zarr":
-        import zarr
-        group = zarr.open_group(out, mode="r")
-        text = group["uns/embedder"][()] if "uns/embedder" in group else None
-    else:
-        import h5py
-        with h5py.File(out, "r") as file: text = file["uns/embedder"][()] if "uns/embedder" in file else None
-    if text is None: raise ValueError(f"out: {out.name} is there and was not written by embed; expected a new path")
-    text = text.item() if hasattr(text, "item") else text
-    return json.loads(text.decode() if isinstance(text, bytes) else text)
+    try:
+        with _opened(out) as group: text = group["uns/embedder"][()] if "uns/embedder" in group else None
+        text = text.item() if hasattr(text, "item") else text
+        spec = json.loads(text.decode() if isinstance(text, bytes) else text)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"out: {out.name} is there and was not written by embed, or is damaged; expected a new path, or delete it"
+            f" ({type(error).__name__}: {str(error)[:120]})"
+        ) from None
+    return spec
+
+
+def _check_whole(out: Path, shape):
+    "Raises ValueError where a store lacks its rows or a part of them."
+    try:
+        with _opened(out) as group:
+            X = group["X"]
+            there = getattr(X, "nchunks_initialized", None)
+            lacks = 0 if there is None else X.nchunks - there
+            right = tuple(X.shape) == tuple(shape)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"out: {out.name}/X cannot be read ({error}); delete the store and embed again") from None
+    if not right or lacks:
+        raise ValueError(
+            f"out: {out.name}/X lacks {lacks} of its chunks or has another shape than {tuple(shape)}; delete the store"
+            " and embed again"
+        )
+
+
+_PARTS = {"spec.json", "spec.json.part", "done", "store.zarr", "store.h5ad"}
+
+
+def _foreign(partial_: Path) -> list:
+    "Names in the folder of a begun store that are not of `embed`'s making."
+    return sorted({p.name for p in partial_.iterdir()} - _PARTS) if partial_.is_dir() else [partial_.name]
+
+
+def _begun(partial_: Path) -> dict | None:
+    "What a store that was begun states of itself; None where there is nothing to go on with."
+    if not partial_.exists(): return None
+    foreign = _foreign(partial_)
+    if foreign:
+        raise ValueError(f"out: {partial_.name} holds {foreign[0]!r}, which embed did not write; expected it elsewhere")
+    if not (partial_ / "store.zarr" / "X" / ".zarray").exists(): return None
+    try: spec = json.loads((partial_ / "spec.json").read_text())
+    except (OSError, ValueError): return None
+    return spec if isinstance(spec, dict) else None
 
 
 def _begin(partial_: Path, spec, obs, d, chunk):
     "An AnnData store with everything but the numbers."
     import anndata
     import zarr
+    from numcodecs import Zstd
     shutil.rmtree(partial_, ignore_errors=True)
     (partial_ / "done").mkdir(parents=True)
     group = zarr.open_group(partial_ / "store.zarr", mode="w", zarr_format=2)
     anndata.io.write_elem(group, "/", anndata.AnnData(obs=obs, var=_var(d), uns={"embedder": json.dumps(spec)}))
-    X = group.create_array("X", shape=(len(obs), d), chunks=(min(chunk, len(obs)), d), dtype="float32", overwrite=True)
+    # a chunk that is missing reads as NaN, not as zeros, and a flipped byte does not pass the checksum
+    X = group.create_array(
+        "X",
+        shape=(len(obs), d),
+        chunks=(min(chunk, len(obs)), d),
+        dtype="float32",
+        fill_value=np.nan,
+        compressors=Zstd(level=0, checksum=True),
+        overwrite=True,
+    )
     X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     # last: what has it is complete
-    (partial_ / "spec.json").write_text(json.dumps(spec))
+    (partial_ / "spec.json.part").write_text(json.dumps(spec))
+    (partial_ / "spec.json.part").replace(partial_ / "spec.json")
 
 
 def _finish(partial_: Path, out: Path, obs, d, spec):
     import zarr
     store = partial_ / "store.zarr"
+    _check_whole(store, (len(obs), d))
     if out.suffix == ".h5ad":
         import anndata
         import h5py

@@ -8,8 +8,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from .labels import as_groups, as_labels
+
 # %% auto #0
-__all__ = ['probe', 'nearest_label', 'expected_ap', 'replicate_map', 'stability', 'explained_cosine', 'plot_alignment']
+__all__ = ['TIE', 'probe', 'nearest_label', 'expected_ap', 'average_precision', 'replicate_map', 'stability', 'explained_cosine',
+           'plot_alignment']
 
 # %% ../../nbs/concepts/probes.ipynb #6ddb8911
 def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
@@ -17,7 +20,7 @@ def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
     held out.
 
     Returns DataFrame (seed, fold, balanced_accuracy, n_test). The splitter is `data.splits.folds`. A row without a
-    label ("") is left out.
+    label (empty, None or NaN) is left out.
     """
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
@@ -26,9 +29,8 @@ def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
     from sklearn.preprocessing import StandardScaler
 
     from cellinterp.data.splits import folds
-    y = np.asarray(y).astype(str)
     X = sparse.csr_array(X) if sparse.issparse(X) else np.asarray(X)
-    if X.shape[0] != len(y): raise ValueError(f"y: {len(y)} labels came for {X.shape[0]} rows of X; expected one a row")
+    y = as_labels(y, X.shape[0], "y")
     use = np.flatnonzero(y != "")
     X, y, groups = X[use], y[use], None if groups is None else np.asarray(groups)[use]
     rows = []
@@ -49,27 +51,49 @@ def probe(X, y, groups=None, *, n_splits=5, seeds=(1, 2, 3), C=1.0):
     return pd.DataFrame(rows)
 
 # %% ../../nbs/concepts/probes.ipynb #fdae8d04
-def _unit(X):
+# cosines that differ by less are taken as equal: rounding must not order rows that are the same
+TIE = 1e-9
+
+
+def _unit(X, name="X"):
     X = (X.toarray() if sparse.issparse(X) else np.asarray(X)).astype(np.float64)
+    bad = ~np.isfinite(X).all(-1)
+    if bad.any():
+        raise ValueError(
+            f"{name}: NaN or infinity came in {bad.sum()} rows, the first is {bad.argmax()}; expected finite numbers"
+        )
     length = np.linalg.norm(X, axis=1, keepdims=True)
     return np.divide(X, length, out=np.zeros_like(X), where=length > 0)
 
 
 def nearest_label(X, y, exclude=None) -> np.ndarray:
-    """For each row of X (N, d) whether its nearest other row by cosine carries the same label (N,) bool; rows with the
-    same value of `exclude` (compound) are no candidates.
+    """For each row of X whether its nearest other row by cosine carries the same label.
 
-    Raises ValueError where nothing is left to compare with.
+    Parameters
+    ----------
+    X : (N, d) finite numbers. y : (N,) labels; a row without one is neither asked nor compared with.
+    exclude : (N,) compounds or the like: rows of the same one are no candidates; None = only the row itself is none.
+
+    Returns
+    -------
+    (N,) float: 1 or 0; between them where several rows are equally near, the share of them that carry the label; NaN
+    for a row without a label.
+
+    Raises
+    ------
+    ValueError for NaN in X, and where nothing is left to compare with.
     """
-    y, X = np.asarray(y), _unit(X)
-    exclude = np.arange(len(y)) if exclude is None else np.asarray(exclude)
-    if not len(X) == len(y) == len(exclude):
-        raise ValueError(
-            f"y and exclude: {len(y)} and {len(exclude)} values came for {len(X)} rows; expected one a row"
-        )
-    S = np.where(exclude[:, None] == exclude, -np.inf, X @ X.T)
-    if not np.isfinite(S).any(1).all(): raise ValueError("exclude: a row has no other row left to be compared with")
-    return y[S.argmax(1)] == y
+    X = _unit(X)
+    N = len(X)
+    y = as_labels(y, N, "y")
+    exclude = np.arange(N) if exclude is None else as_groups(exclude, N, "exclude")
+    known = y != ""
+    S = np.where((exclude[:, None] == exclude) | ~known, -np.inf, X @ X.T)
+    if not np.isfinite(S[known]).any(1).all():
+        raise ValueError("exclude: a row has no other row left to be compared with; expected at least one")
+    nearest = S >= S.max(1, keepdims=True) - TIE
+    with np.errstate(invalid="ignore"): share = (nearest & (y[:, None] == y)).sum(1) / nearest.sum(1)
+    return np.where(known, share, np.nan)
 
 # %% ../../nbs/concepts/probes.ipynb #1613ca86
 def expected_ap(positives: int, total: int) -> float:
@@ -78,54 +102,96 @@ def expected_ap(positives: int, total: int) -> float:
     return float(((positives - 1) / max(1, total - 1) * (total - H) + H) / total)
 
 
-def replicate_map(X, treatment, *, negatives=None, batch=None):
+def average_precision(similarity, hit) -> float:
+    """Average precision (@eq-ties) of candidates by falling similarity; ties count with the mean over all their orders.
+
+    Parameters
+    ----------
+    similarity : (n,) higher = nearer; values within 1e-9 of each other are ties.
+    hit : (n,) bool, which candidates are replicates; at least one.
+
+    References
+    ----------
+    McSherry and Najork 2008, "Computing information retrieval performance measures efficiently in the presence of tied
+    scores", section 3.3.
+    """
+    order = np.argsort(-similarity, kind="stable")
+    similarity, hit = similarity[order], hit[order]
+    block = np.r_[0, np.cumsum(-np.diff(similarity) > TIE)]                                  # (n,) number of its tie
+    size, hits = np.bincount(block), np.bincount(block, hit)
+    first, before = np.cumsum(size) - size, np.cumsum(hits) - hits
+    n, m = size[block], hits[block]
+    rank = np.arange(len(hit)) - first[block]                                                # within its tie, from 0
+    above = before[block] + rank * (m - 1) / np.maximum(n - 1, 1) + 1
+    return float((m / n * above / (np.arange(len(hit)) + 1)).sum() / hit.sum())
+
+
+def _null(positives, total, n_null, rng, cache):
+    "Average precisions (n_null,) of random orders, sorted; the same for every query with these numbers."
+    if (positives, total) not in cache:
+        hit = rng.random((n_null, total)).argsort(1) < positives
+        rank = np.arange(1, total + 1)
+        cache[positives, total] = np.sort((np.cumsum(hit, 1) / rank * hit).sum(1) / positives)
+    return cache[positives, total]
+
+
+def replicate_map(X, treatment, *, negatives=None, batch=None, n_null=1000, random_state=0):
     """Mean average precision with which replicates of a treatment retrieve each other by cosine.
 
     Parameters
     ----------
-    X : (N, d). treatment : (N,); rows with "" are left out. negatives : (N,) mask of the control rows; None = every row
-        of another treatment.
+    X : (N, d) finite numbers. treatment : (N,); rows without one are left out.
+    negatives : (N,) mask of the control rows; None = every row of another treatment.
     batch : (N,); positives then lie in another batch than the query.
+    n_null : random orders for the null; 0 leaves p and q out. random_state : of these orders.
 
     Returns
     -------
-    DataFrame (treatment, replicates, mean_ap, random): `random` is the expected value of a random order. Treatments
-    without a second replicate are left out.
+    DataFrame (treatment, replicates, mean_ap, random, p, q): `random` is the expected value of a random order; p the
+    share of the null's means as high, with the same numbers of replicates and candidates; q by Benjamini and Hochberg.
+    Treatments without a second replicate are left out.
+
+    Raises
+    ------
+    ValueError for NaN in X, a mask that does not fit, or where no treatment has two rows.
     """
     import pandas as pd
-    X, treatment = _unit(X), np.asarray(treatment).astype(str)
-    if len(X) != len(treatment):
-        raise ValueError(f"treatment: {len(treatment)} values came for {len(X)} rows; expected one a row")
-    N = len(X)
+    from scipy.stats import false_discovery_control
+    X = _unit(X)
+    N, rng, cache = len(X), np.random.default_rng(random_state), {}
+    treatment = as_labels(treatment, N, "treatment")
     negatives = None if negatives is None else np.asarray(negatives)
     if negatives is not None and (negatives.dtype != bool or negatives.shape != (N,) or not negatives.any()):
         raise ValueError("negatives: expected a boolean mask with at least one True, one value a row")
-    batch = np.zeros(N) if batch is None else np.asarray(batch)
-    use = treatment != ""
-    rows = []
-    for i in np.flatnonzero(use & (~negatives if negatives is not None else True)):
-        same = (treatment == treatment[i]) & use
-        same[i] = False
-        if len(np.unique(batch)) > 1: same &= batch != batch[i]
-        other = ((treatment != treatment[i]) & use) if negatives is None else negatives
+    batch = np.zeros(N, int) if batch is None else as_groups(batch, N, "batch")
+    rows = {}
+    for i in np.flatnonzero((treatment != "") & (~negatives if negatives is not None else True)):
+        same, other = _candidates(i, treatment, negatives, batch)
         if not same.any() or not other.any(): continue
-        candidates = np.flatnonzero(same | other)
-        order = candidates[np.argsort(-(X[candidates] @ X[i]), kind="stable")]
-        hit = same[order]
-        rows.append(
-            dict(
-                treatment=treatment[i],
-                ap=(np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean(),
-                random=expected_ap(hit.sum(), len(hit)),
-            )
-        )
+        of = np.flatnonzero(same | other)
+        ap = average_precision(X[of] @ X[i], same[of])
+        rows.setdefault(treatment[i], []).append((ap, int(same.sum()), len(of)))
     if not rows: raise ValueError("treatment: no treatment has a second replicate; expected at least two rows of one")
-    table = pd.DataFrame(rows)
-    return (
-        table.groupby("treatment")
-        .agg(replicates=("ap", "size"), mean_ap=("ap", "mean"), random=("random", "mean"))
-        .reset_index()
-    )
+    table = []
+    for name, found in sorted(rows.items()):
+        mean = np.mean([ap for ap, *_ in found])
+        line = dict(treatment=name, replicates=len(found), mean_ap=mean)
+        line["random"] = np.mean([expected_ap(*numbers) for _, *numbers in found])
+        if n_null:
+            draws = [rng.permutation(_null(*numbers, n_null, rng, cache)) for _, *numbers in found]
+            line["p"] = (1 + (np.mean(draws, 0) >= mean - TIE).sum()) / (1 + n_null)
+        table.append(line)
+    table = pd.DataFrame(table)
+    return table.assign(q=false_discovery_control(table.p)) if n_null else table
+
+
+def _candidates(i, treatment, negatives, batch):
+    "Masks (N,) of the replicates of row i and of the rows they compete with."
+    same = treatment == treatment[i]
+    other = ~same & (treatment != "") if negatives is None else negatives
+    if batch.any(): same &= batch != batch[i]
+    same[i] = False
+    return same, other
 
 # %% ../../nbs/concepts/probes.ipynb #c1394957
 def stability(A, B, absolute=False) -> np.ndarray:
@@ -142,7 +208,7 @@ def stability(A, B, absolute=False) -> np.ndarray:
 
 def explained_cosine(X, X_hat) -> float:
     "Mean cosine between rows and their reconstructions, (N, d) each; a zero reconstruction counts 0."
-    return float((_unit(X) * _unit(X_hat)).sum(1).mean())
+    return float((_unit(X) * _unit(X_hat, "X_hat")).sum(1).mean())
 
 
 def plot_alignment(direction, X, mask, label="label", ax=None):

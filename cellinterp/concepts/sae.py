@@ -159,6 +159,12 @@ class _Autoencoder(SparseDictionary):
             atoms[:len(usable)] = usable
         module.atoms.copy_(F.normalize(atoms, dim=1))
         module.encoder_weight.copy_(module.atoms)
+        # atoms that overlap would add up to more than the row: the encoder starts at the length that fits best
+        dense = module.dense(x[:2048])
+        index, active = self._select(dense)
+        drawn = decode(index, dense.gather(1, index) * active, module.atoms)
+        size = drawn.square().sum()
+        if size > 0: module.encoder_weight.mul_((x[:2048] * drawn).sum() / size)
 
     def _step(self, x, raw, state, progress):
         module, world = self.module_, self._world

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from .labels import as_groups, as_labels
+
 # %% auto #0
 __all__ = ['active', 'fractions', 'auroc', 'information', 'Selectivity', 'benjamini_hochberg', 'selectivity_scores',
            'held_out_selectivity', 'quantile_active', 'name_atoms', 'atoms_table']
@@ -32,11 +34,10 @@ def active(Z, positive=False) -> sparse.csr_array:
 
 
 def _labels(labels, n):
-    "Names (K,), codes (n,) with −1 for a missing label ('' or NaN)."
-    labels = np.asarray(labels)
-    if labels.shape != (n,): raise ValueError(f"labels: shape {labels.shape} came for {n} rows; expected ({n},)")
-    missing = np.array([v is None or v != v or v == "" for v in labels.tolist()])
-    names, codes = np.unique(labels[~missing].astype(str), return_inverse=True)
+    "Names (K,), codes (n,) with −1 for a missing label."
+    labels = as_labels(labels, n)
+    missing = labels == ""
+    names, codes = np.unique(labels[~missing], return_inverse=True)
     if len(names) < 2:
         raise ValueError(
             f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2"
@@ -191,12 +192,8 @@ def _hits(D, C, K):
 
 def benjamini_hochberg(p) -> np.ndarray:
     "q-values of p-values of any shape (Benjamini & Hochberg 1995)."
-    flat = np.asarray(p, float).ravel()
-    order = np.argsort(flat)
-    q = np.minimum.accumulate((flat[order] * len(flat) / np.arange(1, len(flat) + 1))[::-1])[::-1]
-    out = np.empty(len(flat))
-    out[order] = np.minimum(q, 1)
-    return out.reshape(np.shape(p))
+    from scipy.stats import false_discovery_control
+    return false_discovery_control(np.asarray(p, float), axis=None)
 
 
 def selectivity_scores(
@@ -222,7 +219,7 @@ def selectivity_scores(
     names, codes = _labels(labels, N)
     K = len(names)
     def whole(v, name, default):
-        return default if v is None else np.unique(_checked(v, name, N), return_inverse=True)[1]
+        return default if v is None else as_groups(v, N, name)
     groups, batch = whole(groups, "groups", np.arange(N)), whole(batch, "batch", np.zeros(N, int))
     use = np.flatnonzero(codes >= 0)
     A_used, c, g, b = A[use], codes[use], groups[use], batch[use]
@@ -306,12 +303,6 @@ def selectivity_scores(
         out.q = benjamini_hochberg(out.p)
     return out
 
-
-def _checked(values, name, n):
-    values = np.asarray(values).astype(str)
-    if values.shape != (n,): raise ValueError(f"{name}: shape {values.shape} came for {n} rows; expected ({n},)")
-    return values
-
 # %% ../../nbs/concepts/selectivity.ipynb #3d230493
 def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, random_state=0):
     """For every label the feature with the highest average selectivity on training groups, and its selectivity on
@@ -323,7 +314,7 @@ def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, rando
     """
     A = active(Z, positive)
     names, codes = _labels(labels, A.shape[0])
-    groups = np.unique(_checked(groups, "groups", A.shape[0]), return_inverse=True)[1]
+    groups = as_groups(groups, A.shape[0])
     K, rng = len(names), np.random.default_rng(random_state)
     fold = np.full(groups.max() + 1, -1)
     turn = 0

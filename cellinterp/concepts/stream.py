@@ -5,6 +5,7 @@
 # %% ../../nbs/concepts/stream.ipynb #03de6aa6
 from __future__ import annotations
 
+import json
 import mmap
 import queue
 import threading
@@ -42,7 +43,12 @@ class RowSource:
 
     def read(self, lo: int, hi: int) -> np.ndarray:
         "Rows lo to hi as a float array (hi - lo, d). Raises ValueError where one is not finite."
-        block = self._read(lo, min(hi, self.shape[0]))
+        try: block = self._read(lo, min(hi, self.shape[0]))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise OSError(
+                f"{self.name}: rows {lo} to {min(hi, self.shape[0])} cannot be read ({type(error).__name__}:"
+                f" {str(error)[:160]}); the file is damaged or was moved: write it anew"
+            ) from error
         block = block.toarray() if sparse.issparse(block) else np.asarray(block)
         out = np.ascontiguousarray(block, dtype=self.dtype)
         if self._after is not None:
@@ -135,13 +141,19 @@ def _open_frame(frame):
 def _open_path(path, key):
     if not path.exists(): raise FileNotFoundError(f"no file or folder {path.name!r} to read rows from")
     suffix = path.suffix.lower()
-    if suffix == ".h5ad":
-        import h5py
-        return _open_group(h5py.File(path, "r"), key, path.name)
-    if suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
-        import zarr
-        node = zarr.open(path, mode="r")
-        return _open_group(node, key, path.name) if isinstance(node, zarr.Group) else _open_zarr(node)
+    try:
+        if suffix == ".h5ad":
+            import h5py
+            return _open_group(h5py.File(path, "r"), key, path.name)
+        if suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
+            import zarr
+            node = zarr.open(path, mode="r")
+            return _open_group(node, key, path.name) if isinstance(node, zarr.Group) else _open_zarr(node)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OSError(
+            f"{path.name} cannot be opened ({type(error).__name__}: {str(error)[:160]}); it is damaged or of another"
+            " kind: write it anew"
+        ) from None
     if key is not None: raise ValueError(f"key={key!r} is for .h5ad and .zarr; got {path.name!r}")
     if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
