@@ -1,4 +1,4 @@
-# make run · make test · make docs · make lab · make bench: each sets up what it needs, and does nothing twice.
+# make run · make test · make check · make docs · make lab · make bench: each sets up what it needs, and does nothing twice.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +8,16 @@ export PYTHONNOUSERSITE := 1
 READY := $(VENV)/.ready
 OUT ?= runs/images_to_law
 
-.PHONY: setup run test docs lab bench clean
+.PHONY: setup run test check docs lab bench clean
 
 run: setup  ## images in, an equation out: the main job on simulated nuclei
 	cellinterp run images_to_law --out $(OUT)
 
-test: setup  ## export, notebooks, pytest, tutorials, docs; seconds a stage
+test: setup  ## all checks: generated files, linter, notebooks, tutorials, docs, pytest; seconds a stage
 	tools/test.sh
+
+check: setup  ## the quick tier: generated files, linter, fast tests
+	tools/test.sh quick
 
 docs: setup  ## the site, in _docs
 	python tools/build_docs.py

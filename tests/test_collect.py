@@ -4,7 +4,6 @@ nothing but a browser.
 import contextlib
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from cellinterp.concepts.dictionary import ICFL, SparseDictionary
+from cellinterp.concepts.dictionary import ICFL
 from cellinterp.concepts.pursuit import decode, gram_matrix, matching_pursuit, omp, omp_reference, scatter, to_csr
 from cellinterp.concepts.sae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, batch_topk, geometric_median
 from cellinterp.concepts.stream import open_rows, shuffled_batches

@@ -19,10 +19,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from cellinterp.concepts.embeddings import (
-    Backbone,
     Embedder,
     ImageSource,
-    adapt_channels,
     capture,
     normalise,
     open_images,

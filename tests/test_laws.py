@@ -2,7 +2,6 @@
 Python classes.
 """
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -21,12 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
-from cellinterp.laws import pysr_adapter
 from cellinterp.laws.expressions import (
     canonical,
-    compile_numpy,
     complexity,
-    constants,
     evaluate,
     fit_constants,
     parse,
@@ -41,8 +37,6 @@ from cellinterp.laws.symbolic import (
     SymbolicRegressor,
     linear_law,
     search_margin,
-    search_operon,
-    sparse_sums,
 )
 
 PUBLISHED = "z29*(z17**2 + z21**2) - exp(exp(z3))"

@@ -25,7 +25,7 @@ from cellinterp.runs.execute import (
     read_yaml,
 )
 from cellinterp.runs.run import Run, code_hash, identity, packaged_folder, read_result
-from cellinterp.runs.sweep import expand_grid, plan, read_experiment, sweep, worker_env
+from cellinterp.runs.sweep import plan, read_experiment, sweep, worker_env
 
 # Ten steps of arithmetic with a checkpoint after each, as a stand-in for training: what comes out depends on every
 # step.

@@ -40,7 +40,6 @@ from cellinterp.runs.report import (
     cells_to_markdown,
     directives,
     find_pandoc,
-    headings,
     inline,
     markdown_to_html,
     page_html,

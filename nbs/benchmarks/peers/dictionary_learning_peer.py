@@ -2,7 +2,6 @@
 % of the steps, decay over the last 20 %, and a dead threshold that fires within
 the budget (its own, 10 million samples, never would). Its package file imports language-model tools that no dictionary
 needs; it is left out."""
-import numpy as np
 import torch
 from common import Task, open_package
 

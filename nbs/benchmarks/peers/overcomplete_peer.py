@@ -1,7 +1,6 @@
 """overcomplete: TopKSAE (linear encoder with batch norm, its default) or MpSAE, its TopK auxiliary loss for TopK, Adam,
 its gradient clipping and a cosine schedule.
 Its package file imports vision models (timm, torchvision) that no dictionary needs; it is left out."""
-import numpy as np
 import torch
 from common import Task, open_package
 

@@ -4,7 +4,6 @@ linear decay over the last 20 %, a dead window that fires within the budget.
 import logging
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from common import Task, open_package
 

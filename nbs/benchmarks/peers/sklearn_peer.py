@@ -2,7 +2,6 @@
 Encoding: its OMP with k atoms.
 """
 import numpy as np
-import sklearn
 from common import Task
 from sklearn.decomposition import MiniBatchDictionaryLearning
 

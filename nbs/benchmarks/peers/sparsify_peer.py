@@ -2,7 +2,6 @@
 method sparsify) or Adam with warm-up and linear decay (sparsify_adam).
 Its trainer wants a language model, so the few lines of its step stand here: centring by the mean of the first batch,
 FVU + AuxK / 32, tangent gradients, unit-norm decoder."""
-import numpy as np
 import torch
 
 # asked at import, for an autocast that a CPU never enters

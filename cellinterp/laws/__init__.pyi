@@ -1,0 +1,20 @@
+# Written by tools/write_stubs.py from the room's api notebook: do not edit.
+from .blackbox import BlackBoxClassifier as BlackBoxClassifier
+from .expressions import complexity as complexity
+from .expressions import evaluate as evaluate
+from .expressions import parse as parse
+from .pysr_adapter import pysr_ready as pysr_ready
+from .pysr_adapter import read_hall_of_fame as read_hall_of_fame
+from .sparse import SparseClassifier as SparseClassifier
+from .sparse import epsilon_set as epsilon_set
+from .sparse import plot_network as plot_network
+from .sparse import plot_path as plot_path
+from .symbolic import SymbolicClassifier as SymbolicClassifier
+from .symbolic import SymbolicRegressor as SymbolicRegressor
+from .symbolic import linear_law as linear_law
+from .tables import factor_table as factor_table
+from .tables import latex_table as latex_table
+from .tables import law_table as law_table
+from .tables import pairs_table as pairs_table
+from .tables import ratio_interval as ratio_interval
+from .tables import stability as stability
