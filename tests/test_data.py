@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellinterp.data.images import ImageSet, as_nchw, check_images, concat, guess_axes, load_images
+from cellinterp.data.axes import as_nchw, check_images, guess_axes
+from cellinterp.data.images import ImageSet, concat
 from cellinterp.data.masks import crops_from_masks
 from cellinterp.data.public import PUBLIC_SETS, find_set, load_data, public_sets, subsample
+from cellinterp.data.readers import load_images
 from cellinterp.data.splits import folds, permuted_by_group, split
 
 RANDOM = np.random.default_rng(0)

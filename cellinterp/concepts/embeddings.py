@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import nn
 
-from ..data.images import ImageSet, as_nchw, load_images
+from ..data.axes import as_nchw
+from ..data.images import ImageSet
+from ..data.readers import load_images
 from ..training.augment import turns
 from ..training.loop import accelerator, as_tensor
 from ..training.saving import SaveError
@@ -439,7 +441,7 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
 def _open_folder(folder, table, axes):
     import pandas as pd
 
-    from cellinterp.data.images import _SUFFIXES, _read_file, _short
+    from cellinterp.data.readers import _SUFFIXES, _read_file, _short
     files = sorted(
         p
         for p in folder.rglob("*")

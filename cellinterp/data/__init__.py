@@ -11,7 +11,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "embeddings": ["load_profiles", "simulate_profiles"],
     "glyphs": ["render_glyphs"],
-    "images": ["ImageSet", "check_images", "load_images"],
+    "axes": ["check_images"],
+    "images": ["ImageSet"],
+    "readers": ["load_images"],
     "masks": ["crops_from_masks"],
     "morphology": ["MORPHOLOGY", "measure"],
     "particles": ["cut_particles", "read_particles", "relion_angles", "relion_rotations", "write_star"],

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .images import MIN_SIZE, ImageSet, load_images
+from .axes import MIN_SIZE
+from .images import ImageSet
+from .readers import load_images
 
 # %% auto #0
 __all__ = ['PUBLIC_SETS', 'MITOCHECK_FIVE', 'data_folder', 'how_to_get', 'public_sets', 'find_set', 'subsample', 'load_data']

@@ -141,7 +141,7 @@ def predict(model_folder, data, out=None, *, classes=None, n=None, seed=0, axes=
 
 def _load(data, model, classes, n, seed, axes, metadata):
     "Images by name or path; simulated ones in the size that the model was fitted on."
-    from cellinterp.data.images import load_images
+    from cellinterp.data.readers import load_images
     from cellinterp.data.public import load_data
     if axes is not None or metadata is not None: return load_images(data, axes=axes, metadata=metadata)
     shape = getattr(model.steps[0][1], "image_shape_", None) if getattr(model, "steps", None) else None
