@@ -2,9 +2,9 @@
 from .embeddings import load_profiles as load_profiles
 from .embeddings import simulate_profiles as simulate_profiles
 from .glyphs import render_glyphs as render_glyphs
+from .axes import check_images as check_images
 from .images import ImageSet as ImageSet
-from .images import check_images as check_images
-from .images import load_images as load_images
+from .readers import load_images as load_images
 from .masks import crops_from_masks as crops_from_masks
 from .morphology import MORPHOLOGY as MORPHOLOGY
 from .morphology import measure as measure
