@@ -10,6 +10,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "embeddings": ["load_profiles", "simulate_profiles"],
+    "files": ["check_size", "checksum", "read_json", "safe_join", "whole_file", "write_atomically"],
     "glyphs": ["render_glyphs"],
     "axes": ["check_images"],
     "images": ["ImageSet"],
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "public": ["find_set", "load_data", "public_sets"],
     "simulate": ["simulate_nuclei"],
     "splits": ["folds", "split", "permuted_by_group"],
+    "stores": ["open_h5", "open_zarr", "require_chunks"],
     "subtomograms": ["density_from_pdb", "find_symmetry", "read_densities", "simulate_subtomograms", "true_rotations"],
     "volumes": ["load_volumes", "read_volume", "write_volume"],
 })
