@@ -1,6 +1,12 @@
 # Written by tools/write_stubs.py from the room's api notebook: do not edit.
 from .embeddings import load_profiles as load_profiles
 from .embeddings import simulate_profiles as simulate_profiles
+from .files import check_size as check_size
+from .files import checksum as checksum
+from .files import read_json as read_json
+from .files import safe_join as safe_join
+from .files import whole_file as whole_file
+from .files import write_atomically as write_atomically
 from .glyphs import render_glyphs as render_glyphs
 from .axes import check_images as check_images
 from .images import ImageSet as ImageSet
@@ -21,6 +27,9 @@ from .simulate import simulate_nuclei as simulate_nuclei
 from .splits import folds as folds
 from .splits import split as split
 from .splits import permuted_by_group as permuted_by_group
+from .stores import open_h5 as open_h5
+from .stores import open_zarr as open_zarr
+from .stores import require_chunks as require_chunks
 from .subtomograms import density_from_pdb as density_from_pdb
 from .subtomograms import find_symmetry as find_symmetry
 from .subtomograms import read_densities as read_densities
