@@ -189,7 +189,10 @@ def test_units_types_and_channels():
     scaled = measure(300 * image[None]).iloc[0]  # brightness and offset change the intensity only
     assert scaled.area == px.area and scaled.intensity == pytest.approx(300 * px.intensity)
     two = np.stack([np.zeros_like(image), image])[None]
-    assert measure(two).isna().all(axis=None) and measure(two, channel=1).iloc[0].area == px.area
+    empty = measure(two, channel=0)
+    assert empty[MORPHOLOGY].isna().all(axis=None)
+    # the channel that shows an object is found
+    assert measure(two).iloc[0].area == measure(two, channel=1).iloc[0].area == px.area
     with pytest.raises(ValueError, match="channel"): measure(two, channel=2)
     with pytest.raises(ValueError, match="images"): measure(image)
 
