@@ -13,7 +13,9 @@ from .images import ImageSet as ImageSet
 from .readers import load_images as load_images
 from .masks import crops_from_masks as crops_from_masks
 from .morphology import MORPHOLOGY as MORPHOLOGY
+from .morphology import find_objects as find_objects
 from .morphology import measure as measure
+from .morphology import unit_of as unit_of
 from .particles import cut_particles as cut_particles
 from .particles import read_particles as read_particles
 from .particles import relion_angles as relion_angles
@@ -23,6 +25,8 @@ from .polycubes import random_polycubes as random_polycubes
 from .public import find_set as find_set
 from .public import load_data as load_data
 from .public import public_sets as public_sets
+from .reading import Reading as Reading
+from .reading import read_images as read_images
 from .simulate import simulate_nuclei as simulate_nuclei
 from .splits import folds as folds
 from .splits import split as split
