@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "polycubes": ["random_polycubes"],
     "public": ["find_set", "load_data", "public_sets"],
     "reading": ["Reading", "read_images"],
+    "seeds": ["as_seed"],
     "simulate": ["simulate_nuclei"],
     "splits": ["folds", "split", "permuted_by_group"],
     "stores": ["open_h5", "open_zarr", "require_chunks"],

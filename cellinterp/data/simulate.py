@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import fft
 
 from .images import ImageSet
+from .seeds import as_seed
 
 # %% ../../nbs/data/simulate.ipynb #741fba54
 STATES = ["interphase", "prometaphase", "metaphase", "anaphase", "apoptosis"]
@@ -299,53 +300,26 @@ def _blur(images, sigma, dy, dx):
     return fft.irfft2(spectrum, s=(size, size))
 
 
-def _camera(rng, light, background, photons=5.0, read=1.0):
+def _camera(rng, light, background, worse=None, noise=0.0, gain=1.0, photons=5.0, read=1.0):
     """Grey values 0-255: Poisson noise (`photons` electrons a grey value; Gaussian above, exact enough where it
-    matters), read noise, saturation.
+    matters), read noise, then `gain` and white `noise` drawn from `worse`; saturation.
     """
     light = np.maximum(light, 0) + background.astype(np.float32)[:, None, None]
     noisy = light + np.sqrt(light / photons + read**2).astype(np.float32) * rng.standard_normal(
         light.shape, dtype=np.float32
     )
+    noisy *= np.float32(gain)
+    if noise: noisy += np.float32(noise) * worse.standard_normal(light.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/simulate.ipynb #836255bc
-def simulate_nuclei(
-    n: int,  # number of images
-    # height and width; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size µm
-    size: int = 64,
-    random_state: int = 0,  # the same seed gives the same images
-    classes=None,  # some of STATES; None: all five
-) -> ImageSet:  # images uint8 (n, 1, size, size), labels, factors (true), pixel_size
-    """Simulated H2B nuclei in five states, as many of each, in random order, with the factors that they were drawn
-    from.
-
-    Raises ValueError when n < 0, size < 32, or a class is not one of STATES.
-    """
-    classes = list(STATES) if classes is None else list(classes)
-    if n < 0:
-        raise ValueError(f"n: expected 0 or more images, got {n}")
-    if size < 32:
-        raise ValueError(f"size: expected at least 32 pixels, got {size}")
-    if not classes or set(classes) - set(STATES):
-        raise ValueError(f"classes: expected some of {STATES}, got {classes}")
-    rng = np.random.default_rng(random_state)
-    labels = rng.permutation(np.resize(np.array(classes), n))
-    images, tables = np.zeros((n, 1, size, size), np.uint8), []
-    for start in range(0, n, CHUNK):
-        images[start:start + CHUNK, 0], table = _render(rng, labels[start:start + CHUNK], size)
-        tables.append(table)
-    factors = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=FACTORS, dtype=float)
-    return ImageSet(images, labels=labels, class_names=classes, factors=factors, pixel_size=PIXEL_SIZE * 64 / size)
-
-
+# %% ../../nbs/data/simulate.ipynb #38f10586
 DRAW = dict(
     interphase=_interphase, prometaphase=_prometaphase, metaphase=_metaphase, anaphase=_anaphase, apoptosis=_apoptosis
 )
 LENGTHS = ["size", "plate_width", "separation", "spread", "focus", "offset_y", "offset_x"]
 
 
-def _render(rng, labels, size):
+def _render(rng, labels, size, blur=0.0, **camera):
     """One chunk: images (B, size, size) uint8 and the table of factors."""
     n, px = len(labels), size / 64
     objects, radius = np.zeros((n, size, size), np.float32), np.zeros(n)
@@ -361,9 +335,8 @@ def _render(rng, labels, size):
     focus = np.minimum(rng.gamma(1.2, 0.4, n), 1.3)
     dy, dx = np.clip(rng.normal(0, 1.2, (2, n)), -3, 3)
     background = 1 + rng.gamma(1.3, 2.0, n)
-    light = (
-        _blur(scene, np.hypot(0.85, focus) * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
-    )
+    width = np.hypot(np.hypot(0.85, focus), blur / PIXEL_SIZE)
+    light = _blur(scene, width * px, dy * px, dx * px) * (85 * brightness).astype(np.float32)[:, None, None]
     margin = MARGIN * size // 64
     light = light[:, margin:margin + size, margin:margin + size]
     factors["brightness"], factors["focus"], factors["background"], factors["offset_y"], factors["offset_x"] = (
@@ -374,4 +347,64 @@ def _render(rng, labels, size):
         dx,
     )
     factors[LENGTHS] *= PIXEL_SIZE
-    return _camera(rng, light, background), factors
+    return _camera(rng, light, background, **camera), factors
+
+# %% ../../nbs/data/simulate.ipynb #836255bc
+def simulate_nuclei(
+    n: int,
+    size: int = 64,
+    random_state=0,
+    classes=None,
+    *,
+    noise: float = 0.0,
+    gain: float = 1.0,
+    blur: float = 0.0,
+) -> ImageSet:
+    """Simulated H2B nuclei in five states, as many of each, in random order, with the factors that they were drawn
+    from.
+
+    Parameters
+    ----------
+    n : int
+        Number of images.
+    size : int, default 64
+        Height and width, at least 32; the same field of view whatever the size, so a pixel is PIXEL_SIZE * 64 / size
+        µm.
+    random_state : int, None, RandomState or Generator, default 0
+        The same seed gives the same cells, whatever noise, gain and blur are.
+    classes : list of str, optional
+        Some of STATES; None: all five.
+    noise : float, default 0.0
+        Standard deviation of white noise on top of the camera's own, in grey values (0 to 255).
+    gain : float, default 1.0
+        Every grey value is multiplied by it.
+    blur : float, default 0.0
+        Width (σ) of a Gaussian blur on top of the microscope's own, in µm.
+
+    Returns
+    -------
+    ImageSet
+        images uint8 (n, 1, size, size), labels, factors (the truth), pixel_size.
+
+    Raises
+    ------
+    ValueError
+        If n < 0, size < 32, a class is not one of STATES, or noise, gain or blur is negative or not finite.
+    """
+    classes = list(STATES) if classes is None else list(classes)
+    if n < 0: raise ValueError(f"n: {n!r}; expected 0 or more images")
+    if size < 32: raise ValueError(f"size: {size!r}; expected at least 32 pixels")
+    if not classes or set(classes) - set(STATES): raise ValueError(f"classes: {classes}; expected some of {STATES}")
+    for name, value in dict(noise=noise, gain=gain, blur=blur).items():
+        if not (np.isfinite(value) and value >= 0): raise ValueError(f"{name}: {value!r}; expected 0 or more")
+    seed = as_seed(random_state)
+    rng, worse = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    labels = rng.permutation(np.resize(np.array(classes), n))
+    images, tables = np.zeros((n, 1, size, size), np.uint8), []
+    for start in range(0, n, CHUNK):
+        images[start:start + CHUNK, 0], table = _render(
+            rng, labels[start:start + CHUNK], size, blur, worse=worse, noise=noise, gain=gain
+        )
+        tables.append(table)
+    factors = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=FACTORS, dtype=float)
+    return ImageSet(images, labels=labels, class_names=classes, factors=factors, pixel_size=PIXEL_SIZE * 64 / size)

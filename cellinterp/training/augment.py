@@ -15,21 +15,38 @@ import torch.nn.functional as F
 __all__ = ['random_views', 'affine', 'turns', 'turned', 'random_turns', 'background', 'aligned_crops', 'polar_spectra']
 
 # %% ../../nbs/training/augment.ipynb #cadca24a
-def random_views(x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain: float = 0.2) -> torch.Tensor:
+def random_views(
+    x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain: float = 0.2, exact: float = 0.5
+) -> torch.Tensor:
     """Randomly turned, mirrored, scaled, shifted and gained copies of a batch.
 
     Parameters
     ----------
-    x : (B, C, H, W), background near 0.
-    scale : zoom between 1 - scale and 1 + scale. shift : at most this fraction of the width. gain : brightness times 1
-        ± gain.
+    x : Tensor (B, C, H, W)
+        Images with a background near 0.
+    scale : float, default 0.1
+        The zoom lies between 1 - scale and 1 + scale.
+    shift : float, default 0.04
+        Largest shift, as a fraction of the width and height.
+    gain : float, default 0.2
+        The brightness is multiplied by a number between 1 - gain and 1 + gain.
+    exact : float, default 0.5
+        Share of the views that are made without interpolation: turned by quarters (an oblong image by halves), not
+        scaled, shifted by whole pixels.
 
     Returns
     -------
-    (B, C, H, W)
+    Tensor (B, C, H, W)
     """
-    u = torch.rand(6, len(x), device=x.device) * 2 - 1                             # (6, B) in [-1, 1]
-    theta = affine(u[0] * math.pi, 1 + scale * u[1], u[2].sign(), 2 * shift * u[3:5].T)
+    n, (h, w) = len(x), x.shape[-2:]
+    u = torch.rand(6, n, device=x.device) * 2 - 1                                  # (6, B) in [-1, 1]
+    whole = torch.rand(n, device=x.device) < exact                                 # (B,)
+    size, step = x.new_tensor([w, h]), math.pi / 2 if h == w else math.pi
+    angle, zoom, centre = u[0] * math.pi, 1 + scale * u[1], 2 * shift * u[3:5].T
+    angle = torch.where(whole, (angle / step).round() * step, angle)
+    zoom = torch.where(whole, torch.ones_like(zoom), zoom)
+    centre = torch.where(whole[:, None], (centre * size / 2).round() * 2 / size, centre)
+    theta = affine(angle, zoom, u[2].sign(), centre)
     x = F.grid_sample(
         x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
     )
@@ -45,11 +62,12 @@ def affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre
         [torch.stack([c, -s * mirror, centre[:, 0]], 1), torch.stack([s, c * mirror, centre[:, 1]], 1)], 1
     )
 
+
 def turns(x: torch.Tensor, n: int = 8) -> list[torch.Tensor]:
     """The first `n` exact turns and mirrors of `x` (B, C, H, W) that keep its shape: eight of a square (quarter turns
     first, then those of its mirror image), four of an oblong.
     """
-    if not 1 <= n <= 8: raise ValueError(f"n must be between 1 and 8, the order of the group; got {n}")
+    if not 1 <= n <= 8: raise ValueError(f"n: {n!r}; expected an integer from 1 to 8, the order of the group")
     quarters = range(0, 4, 1 if x.shape[-1] == x.shape[-2] else 2)
     return [torch.rot90(y, k, (-2, -1)) for y in (x, x.flip(-1)) for k in quarters][:n]
 
@@ -68,8 +86,42 @@ def turned(x: torch.Tensor, rotation: torch.Tensor, padding: str = "reflection")
     return F.grid_sample(x, grid, padding_mode=padding, align_corners=False)
 
 
-def random_turns(n: int, n_axes: int, device=None) -> torch.Tensor:
-    "`n` rotations, uniform over all: (n, 2, 2) for `n_axes` = 2, (n, 3, 3) for 3 (from random unit quaternions)."
+def random_turns(n: int, n_axes: int, device=None, exact: float = 0.0) -> torch.Tensor:
+    """Random rotations, uniform over all of them or over those that need no interpolation.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    n_axes : int
+        2 for images, 3 for volumes.
+    device : torch.device, optional
+        Where to make them.
+    exact : float, default 0.0
+        Share of them that take the pixel grid of a square or cube onto itself: the 4 quarter turns of the plane, the 24
+        rotations of the cube. A network that is later asked about images as they were recorded should see some of these
+        (`random_views`).
+
+    Returns
+    -------
+    Tensor (n, n_axes, n_axes)
+    """
+    free = _uniform_turns(n, n_axes, device)
+    if exact == 0: return free
+    whole = torch.rand(n, device=device) < exact
+    return torch.where(whole[:, None, None], _grid_turns(n, n_axes, device), free)
+
+
+def _grid_turns(n, n_axes, device):
+    "Rotations that permute the axes and flip some: signed permutation matrices of determinant 1."
+    axes = torch.rand(n, n_axes, device=device).argsort(1)
+    R = torch.eye(n_axes, device=device)[axes] * (torch.randint(2, (n, n_axes, 1), device=device) * 2 - 1)
+    R[:, 0] *= torch.linalg.det(R)[:, None]
+    return R
+
+
+def _uniform_turns(n, n_axes, device):
+    "Uniform over all rotations; in space from random unit quaternions."
     if n_axes == 2:
         angle = 2 * math.pi * torch.rand(n, device=device)
         c, s = angle.cos(), angle.sin()
