@@ -27,6 +27,7 @@ from .public import load_data as load_data
 from .public import public_sets as public_sets
 from .reading import Reading as Reading
 from .reading import read_images as read_images
+from .seeds import as_seed as as_seed
 from .simulate import simulate_nuclei as simulate_nuclei
 from .splits import folds as folds
 from .splits import split as split
