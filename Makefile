@@ -8,7 +8,7 @@ export PYTHONNOUSERSITE := 1
 READY := $(VENV)/.ready
 OUT ?= runs/images_to_law
 
-.PHONY: setup run test check docs lab bench clean
+.PHONY: setup run test check docs lab bench release clean
 
 run: setup  ## images in, an equation out: the main job on simulated nuclei
 	cellinterp run images_to_law --out $(OUT)
@@ -27,6 +27,9 @@ lab: setup
 
 bench: setup  ## the benchmark notebooks, executed in place
 	for nb in $(or $(NB),$(wildcard nbs/benchmarks/*.ipynb)); do cellinterp run ./$$nb --out runs/$$(basename $$nb .ipynb) || exit 1; done
+
+release: setup  ## build, check the wheel in an empty environment
+	tools/release.sh
 
 setup: $(READY)
 
