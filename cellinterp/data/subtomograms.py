@@ -82,24 +82,43 @@ def _k2(shape, voxel_size: float) -> np.ndarray:
     return sum(np.square(a).reshape([-1 if i == j else 1 for j in range(3)]) for i, a in enumerate(axes))
 
 # %% ../../nbs/data/subtomograms.ipynb #391ac3f0
-def read_densities(source, voxel_size: float = 10.0, resolution: float | None = None) -> ImageSet:
+def read_densities(
+    source, voxel_size: float = 10.0, resolution: float | None = None, separator: str | None = None
+) -> ImageSet:
     """One density a class as an ImageSet of cubes at one voxel size, padded with zeros to a common edge.
 
-    source : a folder of map files and atomic models, a list of their paths, or {class: path or (array, Å a voxel)}
-    voxel_size : Å. Maps are resampled to it (after a low-pass filter where it is coarser), models are drawn at it
-    resolution : Å, of models; default two and a half voxels
-    The class is the part of the name before the first `_` or `.`."""
+    Parameters
+    ----------
+    source : str, Path, list of paths, or dict
+        A folder of map files and atomic models, a list of their paths, or {class: path or (array, Å a voxel)}.
+    voxel_size : float, default 10
+        Å. Maps are resampled to it (after a low-pass filter where it is coarser), models are drawn at it.
+    resolution : float, optional
+        Å, of models; default two and a half voxels.
+    separator : str, optional
+        Ends the class part of a file's name; default: the whole name without its endings is the class.
+
+    Returns
+    -------
+    ImageSet
+        Images (K, 1, D, D, D) float32, a class each.
+
+    Raises
+    ------
+    ValueError
+        For no densities, two of one class, a map without a voxel size.
+    """
     if not isinstance(source, dict):
         paths = (
             sorted(p for p in Path(source).expanduser().iterdir() if not p.name.startswith("."))
             if isinstance(source, (str, os.PathLike))
             else [Path(p).expanduser() for p in source]
         )
-        names = [class_of(p.name.split(".")[0]) for p in paths]
+        names = [class_of(p.name, separator) for p in paths]
         if len(set(names)) != len(names):
             raise ValueError(
-                f"source: several files of class {next(n for n in names if names.count(n) > 1)!r} came; expected one"
-                " density a class"
+                f"source: several files of class {next(n for n in names if names.count(n) > 1)!r}; expected one density"
+                " a class, or another separator="
             )
         source = dict(zip(names, paths))
     if not source: raise ValueError("source: no densities came; expected at least one")

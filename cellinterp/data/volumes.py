@@ -12,34 +12,13 @@ import numpy as np
 import pandas as pd
 
 from .images import ImageSet, as_nchw
+from .mrc import MRC_SUFFIXES, bare_suffix, read_mrc, stem_of, write_volume  # noqa: F401 (of this page)
 
 # %% auto #0
-__all__ = ['MRC_SUFFIXES', 'read_volume', 'write_volume', 'class_of', 'load_volumes', 'voxel_size']
+__all__ = ['read_volume', 'class_of', 'load_volumes', 'voxel_size']
 
 # %% ../../nbs/data/volumes.ipynb #f60d64f2
-MRC_SUFFIXES = (".mrc", ".map", ".rec", ".mrcs", ".st")
 _KEYS = ("volumes", "volume", "images", "data")
-
-
-def _suffix(path: Path) -> str:
-    "The ending in small letters, without .gz."
-    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
-
-
-def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
-    import mrcfile
-    with mrcfile.open(path, mode="r") as mrc:
-        array, header = np.asarray(mrc.data), mrc.header
-        stack = array.ndim == 3 and (mrc.is_image_stack() or _suffix(path) in (".mrcs", ".st")) or array.ndim != 3
-        # what the stored axes are: 1 x, 2 y, 3 z
-        order = [int(header.maps), int(header.mapr), int(header.mapc)]
-        sizes = np.array([mrc.voxel_size.x, mrc.voxel_size.y, mrc.voxel_size.z], dtype=float)
-    if not stack and sorted(order) == [1, 2, 3] and order != [3, 2, 1]: array = array.transpose(np.argsort(order)[::-1])
-    known = sizes[:2] if stack else sizes
-    if (known <= 0).any(): return array, None
-    if np.ptp(known) > 1e-3 * known.mean():
-        raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å came; expected cubes")
-    return array, float(known.mean())
 
 
 def _pick(names: list[str]) -> str:
@@ -57,10 +36,10 @@ def read_volume(path) -> tuple[np.ndarray, float | None]:
     Raises FileNotFoundError; ValueError, with the file's name, where it cannot be read or its voxels are no cubes."""
     path = Path(path).expanduser()
     if not path.exists(): raise FileNotFoundError(f"source: {path.name} does not exist")
-    ending, size = _suffix(path), None
+    ending, size = bare_suffix(path), None
     try:
         if ending in MRC_SUFFIXES:
-            array, size = _read_mrc(path)
+            array, size, _ = read_mrc(path)
         elif ending == ".npy":
             array = np.load(path, allow_pickle=False)
         elif ending == ".npz":
@@ -90,158 +69,190 @@ def read_volume(path) -> tuple[np.ndarray, float | None]:
     )
 
 
-def write_volume(path, array, voxel_size: float | None = None, overwrite: bool = False):
-    """A volume (D, H, W) as .mrc or .map, a stack of images (N, H, W) as .mrcs; float16 stays, other numbers become
-    float32. voxel_size in Å.
-    """
-    import mrcfile
-    path, array = Path(path).expanduser(), np.asarray(array)
-    if _suffix(path) not in (".mrc", ".map", ".mrcs"):
-        raise ValueError(f"path: {path.name} came; expected an ending .mrc, .map or .mrcs")
-    if array.ndim != 3: raise ValueError(f"array: the shape {array.shape} came; expected three axes")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"path: {path.name} exists; pass overwrite=True to write over it")
-    with mrcfile.new(
-        path,
-        array if array.dtype in (np.float16, np.int8, np.int16, np.uint16) else array.astype(np.float32),
-        overwrite=overwrite,
-    ) as mrc:
-        mrc.set_image_stack() if _suffix(path) == ".mrcs" else mrc.set_volume()
-        if voxel_size is not None:
-            mrc.voxel_size = voxel_size
-
 # %% ../../nbs/data/volumes.ipynb #c5316c00
-def class_of(file: str, separator: str = "_") -> str:
-    "The class part of a file's name: all before the first `separator`, or the whole stem where there is none."
-    name = Path(file).name
-    for ending in (".gz", ".zarr", ".npy", ".npz", *MRC_SUFFIXES):
-        if name.lower().endswith(ending): name = name[:-len(ending)]
-    return name.split(separator, 1)[0]
+def class_of(file: str, separator: str | None = "_") -> str:
+    """The class part of a file's name.
+
+    Parameters
+    ----------
+    file : str
+        A file's name or path.
+    separator : str or None, default "_"
+        Ends the class part; None for the whole stem.
+
+    Returns
+    -------
+    str
+        All before the first `separator`, or the whole stem where there is none.
+    """
+    stem = stem_of(file)
+    return stem if not separator else stem.split(separator, 1)[0]
+
+
+def _particles_in(path: Path, alone: bool) -> tuple[np.ndarray, float | None, list[str] | None]:
+    """A file's particles (n, [1,] [D,] H, W), Å, and where it holds many their names `file#0` …; None where it is one
+    particle.
+    """
+    if bare_suffix(path) in MRC_SUFFIXES:
+        try: array, size, stack = read_mrc(path)
+        except Exception as error:
+            raise ValueError(f"source: cannot read {path.name}: {str(error) or type(error).__name__}") from error
+    else:
+        array, size = read_volume(path)
+        if not alone: array = np.squeeze(array)
+        stack = alone or array.ndim > 3
+    if not stack or array.ndim == 2: return array[None], size, None
+    return array, size, [f"{path.name}#{i}" for i in range(len(array))]
+
+
+def _stored_labels(path: Path, n: int) -> list[str]:
+    "The labels in a .npz file, else none."
+    if bare_suffix(path) == ".npz":
+        with np.load(path, allow_pickle=False) as npz:
+            if "labels" in npz.files: return [str(v) for v in npz["labels"]]
+    return [""] * n
+
+
+def _read_all(files: list[Path], alone: bool, separator, voxel_size):
+    "All particles (N, …), their names and labels by name, and Å. Raises ValueError where files do not fit each other."
+    read, names, labels, size, first = [], [], [], None, None
+    for path in files:
+        array, own, many = _particles_in(path, alone)
+        kind = (array.shape[1:], many is None)
+        if first is None: first = (kind, path.name)
+        if kind[1] != first[0][1]:
+            raise ValueError(
+                f"source: {first[1]} and {path.name}, a stack and a single volume by their headers; expected one kind"
+            )
+        if kind[0] != first[0][0]:
+            raise ValueError(
+                f"source: mixed sizes: {first[1]} is {first[0][0]}, {path.name} is {kind[0]}; expected one size"
+            )
+        if voxel_size is None and None not in (own, size) and abs(own - size) > 1e-3 * size:
+            raise ValueError(
+                f"source: mixed voxel sizes: {size:g} Å before {path.name}, which has {own:g} Å; expected one, or"
+                " voxel_size="
+            )
+        read.append(array)
+        names += [path.name] if many is None else many
+        labels += [class_of(path.name, separator)] if many is None else _stored_labels(path, len(array))
+        size = size if own is None else own
+    return np.concatenate(read), names, labels, size if voxel_size is None else voxel_size
+
+
+def _labels_table(labels) -> pd.DataFrame | None:
+    "A table of labels, its names as text; None where labels are a plain list."
+    if labels is None or not isinstance(labels, (str, os.PathLike, pd.DataFrame)): return None
+    table = labels
+    if not isinstance(labels, pd.DataFrame):
+        table = pd.read_csv(labels, dtype={"file": str, "label": str}, keep_default_na=False, encoding="utf-8-sig")
+    if not {"file", "label"} <= set(table.columns):
+        raise ValueError(
+            f"labels: the columns {', '.join(map(str, table.columns))}; expected file and label among them"
+        )
+    return table.assign(file=table.file.map(_own_name), label=table.label.fillna("").astype(str))
+
+
+def _own_name(file: str) -> str:
+    "`000001@folder/stack.mrcs` is `stack.mrcs#0`; `folder/a.mrc` is `a.mrc`."
+    number, at, path = str(file).partition("@")
+    if at and number.isdigit(): return f"{Path(path).name}#{int(number) - 1}"
+    return Path(str(file)).name
+
+
+def _labelled(names: list[str], found: list[str], labels) -> tuple[np.ndarray, pd.DataFrame]:
+    "A label a particle, by a table's names, by a list's order, or as found; and the metadata."
+    table = _labels_table(labels)
+    if table is None:
+        if labels is not None and len(labels) != len(names):
+            raise ValueError(
+                f"labels: {len(labels)} came for {len(names)} particles; expected one a particle, in the order of their"
+                " files"
+            )
+        return np.asarray(found if labels is None else labels, dtype=str), pd.DataFrame({"file": names})
+    known = table.set_index("file")
+    if known.index.has_duplicates:
+        raise ValueError(
+            f"labels: file {known.index[known.index.duplicated()][0]} has several rows; expected one a file"
+        )
+    keys = [n if n in known.index else n.partition("#")[0] for n in names]
+    missing = [n for n, k in zip(names, keys) if k not in known.index]
+    if missing:
+        raise ValueError(
+            f"labels: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its name in the"
+            " column file; a list of labels goes by order"
+        )
+    rows = known.loc[keys].reset_index(drop=True)
+    return (
+        rows["label"].to_numpy(dtype=str),
+        rows.drop(columns="label").assign(file=names)[["file", *[c for c in rows if c != "label"]]],
+    )
+
+
+def _of_classes(files: list[Path], wanted: list[str], labels, separator) -> list[Path]:
+    "The files that may hold a wanted class: others are not read."
+    table = _labels_table(labels)
+    if labels is not None and table is None: return files
+    if table is None: return [p for p in files if class_of(p.name, separator) in wanted]
+    names = set(table.file[table.label.isin(wanted)].str.partition("#")[0])
+    return [p for p in files if p.name in names or p.name not in set(table.file.str.partition("#")[0])]
 
 
 def load_volumes(
-    source, classes=None, labels=None, *, separator: str = "_", voxel_size: float | None = None
+    source, classes=None, labels=None, *, separator: str | None = "_", voxel_size: float | None = None
 ) -> ImageSet:
-    """Volumes (or particle images) from a folder of files, one particle each, or from one file that holds them all.
+    """Volumes or particle images from a folder of files, or from one file.
 
-    source : a folder of .mrc, .map, .npy, .npz or .zarr files, or one .mrcs, .npy, .npz or .zarr with N particles along
-        its first axis
-    classes : keep these classes only, in this order: a list, or a string with commas. Each is compared whole with the
-        class part of a name
-    labels : a CSV path or DataFrame with columns `file` and `label` (further columns become metadata); or N labels.
-        Default: `class_of` each file's name
-    separator : ends the class part of a name
-    voxel_size : Å; default: the files' own, which must agree
+    Parameters
+    ----------
+    source : str or Path
+        A folder of .mrc, .map, .npy, .npz or .zarr files; or one file. Headers say whether a .mrc is one volume or a
+        stack of images (`data.mrc`); a single .npy, .npz or .zarr has N particles along its first axis.
+    classes : list of str, or str with commas, optional
+        Keep these classes only, in this order; each is compared whole.
+    labels : str, Path, DataFrame or sequence of N, optional
+        A CSV or table with columns `file` and `label` (further columns become metadata), joined by the file's name; or
+        a label a particle, by order. Default: `class_of` each file's name; none for stacks.
+    separator : str or None, default "_"
+        Ends the class part of a name; None for the whole stem.
+    voxel_size : float, optional
+        Å; default: the files' own, which must agree.
 
-    Returns an ImageSet: images (N, 1, D, H, W), or (N, 1, H, W) for stacks of images; pixel_size in µm (1 Å = 1e-4 µm);
-    metadata with `file`.
-    Raises ValueError for mixed sizes or voxel sizes, files without a row, a class without files."""
+    Returns
+    -------
+    ImageSet
+        Images (N, 1, D, H, W), or (N, 1, H, W) of stacks of images; pixel_size in µm (1 Å = 1e-4 µm); metadata with
+        `file`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        For mixed sizes, kinds or voxel sizes, files without a row, a class without files.
+    """
     path = Path(source).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"source: {path.name} does not exist; expected a folder or a file")
-    table = (
-        labels
-        if isinstance(labels, pd.DataFrame)
-        else pd.read_csv(labels, dtype={"file": str, "label": str}) if isinstance(labels, (str, os.PathLike)) else None
+    if not path.exists(): raise FileNotFoundError(f"source: {path.name} does not exist; expected a folder or a file")
+    alone = path.is_file() or bare_suffix(path) == ".zarr"
+    ends = (*MRC_SUFFIXES, ".npy", ".npz", ".zarr")
+    files = (
+        [path] if alone else sorted(p for p in path.iterdir() if bare_suffix(p) in ends and not p.name.startswith("."))
     )
-    if table is not None and not {"file", "label"} <= set(table.columns):
-        raise ValueError(
-            f"labels: the columns {', '.join(map(str, table.columns))} came; expected file and label among them"
-        )
-    wanted = (
-        [c.strip() for c in classes.split(",")]
-        if isinstance(classes, str)
-        else None if classes is None else [str(c) for c in classes]
-    )
-    one_file = path.is_file() or _suffix(path) == ".zarr"
-    if one_file:
-        stack, size = read_volume(path)
-        images = as_nchw(stack, {3: "NYX", 4: "NZYX"}.get(stack.ndim), name=path.name)
-        names = np.asarray(
-            (
-                labels
-                if labels is not None and table is None
-                else table.label if table is not None else _stored_labels(path, len(images))
-            ),
-            dtype=str,
-        )
-        table = (
-            pd.DataFrame({"file": [f"{path.name}#{i}" for i in range(len(images))]})
-            if table is None
-            else table.drop(columns="label")
-        )
-        if len(names) != len(images) or len(table) != len(images):
-            raise ValueError(
-                f"labels: {len(names)} came for {len(images)} particles in {path.name}; expected one a particle"
-            )
-        keep = np.ones(len(names), dtype=bool) if wanted is None else np.isin(names, wanted)
-        images, names, table = images[keep], names[keep], table[keep]
-    else:
-        ends = (*MRC_SUFFIXES, ".npy", ".npz", ".zarr")
-        files = sorted(p for p in path.iterdir() if _suffix(p) in ends and not p.name.startswith("."))
-        if not files:
-            raise ValueError(f"source: no volumes in {path.name}; expected files ending in {', '.join(ends)}")
-        if table is not None:
-            known = table.set_index("file")
-            if known.index.has_duplicates:
-                raise ValueError(
-                    f"labels: file {known.index[known.index.duplicated()][0]} has several rows; expected one a file"
-                )
-            missing = [p.name for p in files if p.name not in known.index]
-            if missing:
-                raise ValueError(
-                    f"labels: no row for {missing[0]} (and {len(missing) - 1} more); expected one a file, with its name"
-                    " in the column file"
-                )
-            names = known.loc[[p.name for p in files], "label"].to_numpy(dtype=str)
-        elif labels is not None:
-            names = np.asarray(labels, dtype=str)
-            if len(names) != len(files):
-                raise ValueError(
-                    f"labels: {len(names)} came for {len(files)} files; expected one a file, in the order of their"
-                    " names"
-                )
-        else:
-            names = np.array([class_of(p.name, separator) for p in files])
-        keep = np.ones(len(files), dtype=bool) if wanted is None else np.isin(names, wanted)
-        files, names = [p for p, k in zip(files, keep) if k], names[keep]
-        read, size = [], None
-        for p in files:
-            array, own = read_volume(p)
-            array = np.squeeze(array)
-            if read and array.shape != read[0].shape:
-                raise ValueError(
-                    f"source: mixed sizes: {files[0].name} is {read[0].shape}, {p.name} is {array.shape}; expected one"
-                    " size"
-                )
-            if voxel_size is None and None not in (own, size) and abs(own - size) > 1e-3 * size:
-                raise ValueError(
-                    f"source: mixed voxel sizes: {files[0].name} has {size:g} Å, {p.name} has {own:g} Å; expected one,"
-                    " or voxel_size="
-                )
-            read.append(array)
-            size = size if own is None else own
-        images = np.stack(read)[:, None] if read else np.empty((0, 1, 1, 1, 1), np.float32)
-        table = (
-            pd.DataFrame({"file": [p.name for p in files]})
-            if table is None
-            else known.loc[[p.name for p in files]].drop(columns="label").reset_index()
-        )
+    if not files: raise ValueError(f"source: no volumes in {path.name}; expected files ending in {', '.join(ends)}")
+    wanted = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else classes
+    wanted = None if wanted is None else [str(c) for c in wanted]
+    if not alone and wanted is not None: files = _of_classes(files, wanted, labels, separator) or files
+    images, names, found, size = _read_all(files, alone, separator, voxel_size)
+    names, table = _labelled(names, found, labels)
     absent = [c for c in wanted or [] if c not in set(names)]
     if absent:
         raise ValueError(
-            f"classes: no volume of {', '.join(map(repr, absent))} in {path.name}; the class parts of its files are"
-            " others (compared whole)"
+            f"classes: no volume of {', '.join(map(repr, absent))} in {path.name}; expected class parts of its files'"
+            " names, compared whole"
         )
-    size = size if voxel_size is None else voxel_size
-    return ImageSet(images, names, wanted, metadata=table, pixel_size=None if size is None else size * 1e-4)
-
-
-def _stored_labels(path: Path, n: int):
-    if _suffix(path) == ".npz":
-        with np.load(path, allow_pickle=False) as npz:
-            if "labels" in npz.files: return npz["labels"]
-    return np.full(n, "")
+    keep = np.ones(len(names), dtype=bool) if wanted is None else np.isin(names, wanted)
+    images = as_nchw(images, {3: "NYX", 4: "NZYX"}.get(images.ndim), name=path.name)
+    return ImageSet(
+        images[keep], names[keep], wanted, metadata=table[keep], pixel_size=None if size is None else size * 1e-4
+    )
 
 
 def voxel_size(volumes: ImageSet) -> float | None:
