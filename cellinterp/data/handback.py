@@ -13,7 +13,8 @@ import pandas as pd
 
 from .coordinates import AXES, box_rotations, coordinate_pixel_sizes, image_pixel_sizes, positions
 from .euler import dynamo_angles, relion_angles, relion_rotations
-from .star import save_text, star_text
+from .files import write_atomically
+from .star import star_text
 
 # %% auto #0
 __all__ = ['write_star', 'write_dynamo']
@@ -174,7 +175,7 @@ def write_star(
     _turn(out, table, rotations, prior)
     _classify(out, classes, class_names)
     blocks = _with_optics(out, table, pixel_size)
-    save_text(path, "".join(f"# {line}\n" for line in comments) + star_text(blocks))
+    write_atomically(path, "".join(f"# {line}\n" for line in comments) + star_text(blocks))
     return blocks[table.attrs["star"]["name"] if "star" in table.attrs else "particles"]
 
 
@@ -252,6 +253,6 @@ def write_dynamo(
     out[[24, 25, 26]] = table[list(AXES)].to_numpy(float) + 1
     if pixel_size is not None:
         out[36] = float(pixel_size)
-    save_text(path, "".join(" ".join(f"{v:.10g}" for v in row) + "\n" for row in out.to_numpy()))
-    save_text(path.with_suffix(".doc"), "".join(f"{i} {name}\n" for i, name in enumerate(order, 1)))
+    write_atomically(path, "".join(" ".join(f"{v:.10g}" for v in row) + "\n" for row in out.to_numpy()))
+    write_atomically(path.with_suffix(".doc"), "".join(f"{i} {name}\n" for i, name in enumerate(order, 1)))
     return out

@@ -5,11 +5,12 @@
 # %% ../../nbs/data/mrc.ipynb #2d7e10db
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
+
+from .files import whole_file
 
 # %% auto #0
 __all__ = ['MRC_SUFFIXES', 'bare_suffix', 'stem_of', 'read_mrc', 'write_volume']
@@ -113,10 +114,6 @@ def write_volume(path, array, voxel_size: float | None = None, overwrite: bool =
     if path.exists() and not overwrite:
         raise FileExistsError(f"path: {path.name} exists; expected another name, or overwrite=True")
     if array.dtype not in (np.float16, np.int8, np.int16, np.uint16): array = array.astype(np.float32)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with mrcfile.new(partial, array, overwrite=True) as mrc:
-            mrc.set_image_stack() if bare_suffix(path) == ".mrcs" else mrc.set_volume()
-            if voxel_size is not None: mrc.voxel_size = voxel_size
-        os.replace(partial, path)
-    finally: partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, mrcfile.new(partial, array, overwrite=True) as mrc:
+        mrc.set_image_stack() if bare_suffix(path) == ".mrcs" else mrc.set_volume()
+        if voxel_size is not None: mrc.voxel_size = voxel_size

@@ -5,16 +5,14 @@
 # %% ../../nbs/data/star.ipynb #a12b8293
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 # %% auto #0
-__all__ = ['split_words', 'star_word', 'number_column', 'read_star', 'star_text', 'save_text']
+__all__ = ['split_words', 'star_word', 'number_column', 'read_star', 'star_text']
 
 # %% ../../nbs/data/star.ipynb #cf806bf5
 # a word in double quotes, in single quotes (a quote ends before white space only), or bare
@@ -182,13 +180,3 @@ def _words(column: pd.Series, name: str) -> list[str]:
         try: words.append(star_word(value))
         except ValueError as error: raise ValueError(f"table: column {name}, row {row}: {error}") from None
     return words
-
-
-def save_text(path: Path, text: str):
-    "Write text to a file at once: beside it first, then in its place."
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file: file.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally: Path(partial).unlink(missing_ok=True)
