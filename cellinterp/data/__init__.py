@@ -16,17 +16,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "images": ["ImageSet"],
     "readers": ["load_images"],
     "masks": ["crops_from_masks"],
-<<<<<<< HEAD
     "morphology": ["MORPHOLOGY", "find_objects", "measure", "unit_of"],
-    "particles": ["cut_particles", "read_particles", "relion_angles", "relion_rotations", "write_star"],
-=======
-    "morphology": ["MORPHOLOGY", "measure"],
     "euler": ["dynamo_angles", "dynamo_rotations", "relion_angles", "relion_rotations"],
     "handback": ["write_dynamo", "write_star"],
     "mrc": ["write_volume"],
     "particles": ["cut_particles", "read_particles"],
     "star": ["read_star"],
->>>>>>> 2d94360 (Particles: every row by its own optics group, lists of many tomograms, and a .star that comes back as it was; headers decide what a .mrc is)
     "polycubes": ["random_polycubes"],
     "public": ["find_set", "load_data", "public_sets"],
     "reading": ["Reading", "read_images"],

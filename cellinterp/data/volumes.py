@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .images import ImageSet, as_nchw
+from .axes import as_nchw
+from .images import ImageSet
 from .mrc import MRC_SUFFIXES, bare_suffix, read_mrc, stem_of, write_volume  # noqa: F401 (of this page)
 
 # %% auto #0
