@@ -16,11 +16,16 @@ from .morphology import MORPHOLOGY as MORPHOLOGY
 from .morphology import find_objects as find_objects
 from .morphology import measure as measure
 from .morphology import unit_of as unit_of
+from .euler import dynamo_angles as dynamo_angles
+from .euler import dynamo_rotations as dynamo_rotations
+from .euler import relion_angles as relion_angles
+from .euler import relion_rotations as relion_rotations
+from .handback import write_dynamo as write_dynamo
+from .handback import write_star as write_star
+from .mrc import write_volume as write_volume
 from .particles import cut_particles as cut_particles
 from .particles import read_particles as read_particles
-from .particles import relion_angles as relion_angles
-from .particles import relion_rotations as relion_rotations
-from .particles import write_star as write_star
+from .star import read_star as read_star
 from .polycubes import random_polycubes as random_polycubes
 from .public import find_set as find_set
 from .public import load_data as load_data
@@ -42,4 +47,3 @@ from .subtomograms import simulate_subtomograms as simulate_subtomograms
 from .subtomograms import true_rotations as true_rotations
 from .volumes import load_volumes as load_volumes
 from .volumes import read_volume as read_volume
-from .volumes import write_volume as write_volume
