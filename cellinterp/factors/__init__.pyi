@@ -24,6 +24,10 @@ from .metrics import mig_sup as mig_sup
 from .metrics import modularity as modularity
 from .metrics import sap as sap
 from .metrics import udr as udr
+from .drawings import drawing_scores as drawing_scores
+from .guide_checks import check_guides as check_guides
+from .guides import DEFAULT_GUIDES as DEFAULT_GUIDES
+from .guides import guide_table as guide_table
 from .naming import describe_factors as describe_factors
 from .naming import traversal_names as traversal_names
 from .naming import turning_pairs as turning_pairs
