@@ -35,5 +35,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "image_cards": ["concept_cards", "correlates", "feature_recall"],
         "pictures": ["boundary_panel", "confusion", "law_boundary", "margin", "strongest", "traversals"],
+        "sentences": ["LawReading", "decision_shares", "read_law"],
     },
 )
