@@ -34,3 +34,6 @@ from .pictures import law_boundary as law_boundary
 from .pictures import margin as margin
 from .pictures import strongest as strongest
 from .pictures import traversals as traversals
+from .sentences import LawReading as LawReading
+from .sentences import decision_shares as decision_shares
+from .sentences import read_law as read_law
