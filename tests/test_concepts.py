@@ -18,7 +18,14 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from cellinterp.concepts.probes import expected_ap, nearest_label, replicate_map, stability
+from cellinterp.concepts.probes import (
+    expected_ap,
+    explained_cosine,
+    nearest_label,
+    probe,
+    replicate_map,
+    stability,
+)
 from cellinterp.concepts.selectivity import (
     active,
     atoms_table,
@@ -568,6 +575,71 @@ def test_expected_ap_of_a_random_order():
         draws = [r.permutation(np.arange(T) < P) for _ in range(4000)]
         simulated = [(np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in draws]
         assert abs(np.mean(simulated) - expected_ap(P, T)) < 5 * np.std(simulated) / 4000 ** .5
+
+
+def test_ties_count_with_the_mean_over_their_orders():
+    "An embedding without information scores what a random order does, wherever the controls stand in the file."
+    from cellinterp.concepts.probes import average_precision
+    r = np.random.default_rng(0)
+    similarity, hit = np.array([3.0, 1, 1, 1, 1, 0, 0]), np.array([0, 1, 0, 1, 0, 1, 0], bool)
+    def broken(order): return average_precision_score(hit[order], similarity[order] - 1e-4 * np.arange(7))
+    orders = [broken(r.permutation(7)) for _ in range(3000)]
+    assert abs(average_precision(similarity, hit) - np.mean(orders)) < 5 * np.std(orders) / 3000 ** .5
+    t = np.r_[np.repeat([f"t{i}" for i in range(20)], 4), np.full(40, "DMSO")]
+    Z = np.zeros((120, 400))
+    Z[np.arange(120)[:, None], r.integers(0, 400, (120, 3))] = 1
+    for X in (np.ones((120, 8)), np.zeros((120, 8)), Z, np.ones((120, 8)) * 1e-9 + 1e6):
+        for order in (slice(None), slice(None, None, -1)):
+            table = replicate_map(X[order], t[order], negatives=(t == "DMSO")[order])
+            assert abs(table.mean_ap.mean() - table.random.mean()) < .03
+            assert (table.q > .05).all()
+    y = np.repeat(["a", "b", "c"], 4)
+    assert np.allclose(nearest_label(np.ones((12, 3)), y), 3 / 11)
+
+
+def test_the_null_of_replicates_is_uniform():
+    "Under no effect p is uniform: Kolmogorov and Smirnov at 1e-3, over 150 treatments."
+    from scipy.stats import kstest
+    r = np.random.default_rng(1)
+    t = np.r_[np.repeat([f"t{i}" for i in range(150)], 3), np.full(30, "DMSO")]
+    p = replicate_map(r.normal(size=(480, 40)), t, negatives=t == "DMSO").p
+    assert kstest(p, "uniform").pvalue > 1e-3
+    strong = np.r_[np.repeat(r.normal(size=(150, 40)), 3, 0) * 3, np.zeros((30, 40))] + r.normal(size=(480, 40))
+    assert (replicate_map(strong, t, negatives=t == "DMSO").q < .05).mean() > .9
+
+
+MISSING = [None, float("nan"), "", pd.NA, pd.NaT]
+
+
+def test_what_is_missing_is_no_class():
+    r = np.random.default_rng(0)
+    X, t = r.normal(size=(60, 6)), np.repeat(["a", "b", "c"], 20).astype(object)
+    kept = np.arange(60) % 4 > 0
+    for missing in MISSING:
+        m = t.copy()
+        m[~kept] = missing
+        want = replicate_map(X[kept], t[kept])
+        pd.testing.assert_frame_equal(replicate_map(X, m), want)
+        assert set(selectivity_scores(X > 1, m, n_bootstrap=0, n_permutations=0).labels) == {"a", "b", "c"}
+        near = nearest_label(X, m)
+        assert np.isnan(near[~kept]).all()
+        np.testing.assert_array_equal(near[kept], nearest_label(X[kept], t[kept]))
+        assert probe(X, m, seeds=(1,)).n_test.sum() == kept.sum()
+        for call in (
+            lambda: selectivity_scores(X > 1, t, groups=m),
+            lambda: selectivity_scores(X > 1, t, batch=m),
+            lambda: replicate_map(X, t, batch=m),
+            lambda: nearest_label(X, t, exclude=m),
+        ):
+            with pytest.raises(ValueError, match="15 of 60 are missing"): call()
+    X[:4] = np.nan
+    for call in (
+        lambda: replicate_map(X, t),
+        lambda: nearest_label(X, t),
+        lambda: explained_cosine(X, X),
+        lambda: stability(X, X),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinity came in 4 rows, the first is 0"): call()
 
 
 def test_stability():

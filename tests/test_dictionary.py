@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -225,6 +226,28 @@ def test_pursuit_is_its_definition(M, d, K, L, selection, refit, engine, seed):
     same = np.abs(got - want).max(1) < 1e-5
     # a tie may be broken the other way
     assert (same | (np.abs(error - best) < 1e-5)).all(), got - want
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_non_negative_codes_are_those_of_nnls(engine):
+    """On the atoms that were picked, the codes are the exact least squares of scipy, also where two atoms are nearly
+    opposite or nearly the same.
+    """
+    from scipy.optimize import nnls
+    draws = [(3, 3, 3, 495, 1e-4), (6, 3, 6, 926144, 1e-4), (6, 3, 6, 926144, 1e-6)]
+    draws += [(2 + s % 37, 2 + s % 11, 1 + s % 9, s, [1e-2, 1e-4, 1e-6][s % 3]) for s in range(300)]
+    for M, d, K, seed, ridge in draws:
+        r = np.random.default_rng(seed)
+        W = r.normal(size=(M, d))
+        if 0 < seed < 300: W[-1] = (-1) ** seed * W[0] + 10.0 ** -(seed % 4 + 1) * r.normal(size=d)
+        W /= np.linalg.norm(W, axis=1, keepdims=True)
+        X = r.normal(size=(4, d))
+        index, value = omp(X, W, min(K, M), selection="nonnegative", ridge=ridge, engine=engine)
+        assert (value >= 0).all()
+        for b in range(4):
+            S, at = np.unique(index[b], return_inverse=True)
+            A, t = np.vstack([W[S].T, np.sqrt(ridge) * np.eye(len(S))]), np.r_[X[b], np.zeros(len(S))]
+            np.testing.assert_allclose(np.bincount(at, value[b], len(S)), nnls(A, t)[0], atol=1e-6)
 
 
 def test_plain_omp_is_scikit_learns():
@@ -752,3 +775,34 @@ def test_two_processes_learn_one_dictionary(data, tmp_path):
         assert abs(a[name]["score"] - one[name]["score"]) < .03, name
     np.testing.assert_allclose(a["block"]["atoms"], one["block"]["atoms"], atol=.05)
     assert a["ICFL"]["revived"] > 0
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_loud_column_or_few_distinct_rows_are_fitted(cls):
+    "Far better than the mean, by the data's own scale: one column x 1000, five rows repeated, columns of any unit."
+    X = np.random.default_rng(0).normal(size=(400, 12)).astype(np.float32)
+    loud = X * np.r_[1e3, np.ones(11)].astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in (loud, np.repeat(X[:5], 80, 0), loud * 1e-9, loud[:, ::-1] * 1e6):
+            assert cls(24, 3, random_state=0, device="cpu").fit(rows).score(rows) > .8
+
+
+def test_a_fit_worse_than_the_mean_says_so():
+    X = np.random.default_rng(0).normal(size=(400, 12)).astype(np.float32)
+    with pytest.warns(UserWarning, match="explain less than the mean"):
+        TopKSAE(24, 3, learning_rate=30.0, max_steps=20, random_state=0, device="cpu").fit(X)
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    import zarr
+    for name in ("a.zarr", "b.zarr"):
+        z = zarr.create_array(str(tmp_path / name), shape=(64, 3), dtype=np.float32, chunks=(16, 3))
+        z[:] = np.random.default_rng(0).normal(size=(64, 3))
+    chunk = next(p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(OSError, match="the file is damaged"): open_rows(tmp_path / "a.zarr").read(0, 64)
+    (tmp_path / "b.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(OSError, match=r"b\.zarr cannot be opened"): open_rows(tmp_path / "b.zarr")
+    (tmp_path / "c.h5ad").write_text("x")
+    with pytest.raises(OSError, match=r"c\.h5ad cannot be opened"): open_rows(tmp_path / "c.h5ad")

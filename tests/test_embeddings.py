@@ -3,6 +3,7 @@ random weights, held against direct forward passes.
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -299,7 +300,7 @@ def test_bad_models_and_no_network(monkeypatch):
     with pytest.raises(TypeError, match="torch module"): Embedder(42).fit()
     from huggingface_hub import constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="was not reached"): Embedder("nobody/no-such-model").fit()
+    with pytest.raises(OSError, match="was not reached"): Embedder("nobody/no-such-model", remote=True).fit()
     try: import timm
     except ImportError:
         with pytest.raises(ImportError, match=r"cellinterp\[timm\]"): Embedder("timm:vit_tiny_patch16_224").fit()
@@ -321,6 +322,84 @@ def test_a_saved_model_is_opened_by_its_folder_with_its_normalisation(tmp_path):
     again = load(save(e, tmp_path / "embedder"))                                     # a name is plain data
     np.testing.assert_array_equal(again.transform(IMAGES), e.transform(IMAGES))
     with pytest.raises(SaveError): save(Embedder(net, 1).fit(), tmp_path / "other")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "A listener in place of the hub; what it was asked."
+    import http.server
+    import threading
+
+    from huggingface_hub import constants
+    asked = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(f"{self.command} {self.path}")
+            self.send_response(404)
+            self.end_headers()
+        do_HEAD = do_POST = do_GET
+
+        def log_message(self, *a): pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_HOME"): monkeypatch.setattr(constants, name, address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield asked
+    server.shutdown()
+
+
+def tampered(folder, model, **state):
+    "A saved embedder whose file names another model."
+    params = {"model": model, "remote": True}
+    state = {"layer_": "x", **state}
+    from cellinterp.training.saving import CONFIG, FORMAT, SCHEMA, TENSORS
+    estimator = {"$": "estimator", "class": "cellinterp.concepts.embeddings.Embedder", "params": params, "state": state}
+    nothing = {"$": "dict", "items": []}
+    config = {"format": FORMAT, "schema": SCHEMA, "versions": {}, "extra": nothing, "model": estimator}
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(config))
+    from safetensors.numpy import save as to_bytes
+    (folder / TENSORS).write_bytes(to_bytes({"a": np.zeros(1)}))
+    return folder
+
+
+def test_a_saved_model_asks_no_hub_and_runs_no_code(hub, tmp_path, monkeypatch):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "config.json").write_text(
+        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "conf.C", "AutoModel": "conf.M"}})
+    )
+    (code / "conf.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').write('x')")
+    monkeypatch.setattr("builtins.input", lambda *a: "y")
+    names = ["somebody/a-model", str(code), "timm:vit_tiny_patch16_224", "timm:hf-hub:somebody/a-model"]
+    for k, name in enumerate(names):
+        with pytest.raises(SaveError, match="not in the cache|needs timm"):
+            load(tampered(tmp_path / f"m{k}", name))
+    # nor an embedder that was not told to
+    with pytest.raises(OSError, match="remote=True"): Embedder("somebody/a-model").fit()
+    with pytest.raises(OSError, match="remote=False|custom code"): Embedder(str(code)).fit()
+    assert not hub and not (tmp_path / "RAN").exists()
+    # by an argument of the caller it is asked, and still no code runs
+    with pytest.raises(OSError, match="was not reached"): Embedder("somebody/a-model", remote=True).fit()
+    assert hub
+    with pytest.raises(OSError): Embedder(str(code), remote=True).fit()
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_a_saved_embedder_whose_weights_changed_is_refused(tmp_path):
+    net = built("vit")
+    net.save_pretrained(tmp_path / "vit")
+    folder = save(Embedder(str(tmp_path / "vit"), 1, normalize="range").fit(), tmp_path / "e")
+    load(folder)
+    next(net.parameters()).data.add_(1)
+    net.save_pretrained(tmp_path / "vit")
+    with pytest.raises(SaveError, match="other weights"): load(folder)
 
 
 # stores
@@ -378,6 +457,49 @@ def test_interrupted_and_resumed_gives_the_identical_store(tmp_path, pool):
         )
 
 
+def test_a_store_that_was_left_half_way_is_never_in_the_way(tmp_path):
+    e, p = Embedder(built("vit"), 1, normalize="range"), plate()
+    def go(name): return e.embed(p, tmp_path / name, block_size=16, verbose=False)
+    whole = go("whole.zarr")
+    # killed after the store was moved to its place, before the folder of the half-done one was removed
+    (tmp_path / "a.zarr.partial" / "done").mkdir(parents=True)
+    shutil.copytree(whole, tmp_path / "a.zarr")
+    (tmp_path / "a.zarr.partial" / "spec.json").write_text("{}")
+    go("a.zarr")
+    assert not (tmp_path / "a.zarr.partial").exists()
+    # the same, and the store deleted by its owner; a statement that was half written
+    for k, text in enumerate(("{}", '{"model": "Seq')):
+        (tmp_path / f"b{k}.zarr.partial" / "done").mkdir(parents=True)
+        (tmp_path / f"b{k}.zarr.partial" / "spec.json").write_text(text)
+        assert files(go(f"b{k}.zarr")) == files(whole) and not (tmp_path / f"b{k}.zarr.partial").exists()
+    # somebody else's folder of that name is left alone
+    (tmp_path / "c.zarr.partial").mkdir()
+    (tmp_path / "c.zarr.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="thesis.txt"): go("c.zarr")
+    assert (tmp_path / "c.zarr.partial" / "thesis.txt").read_text() == "mine"
+    for name in ("f.zarr", "f.h5ad"):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(ValueError, match="was not written by embed"): go(name)
+
+
+def test_a_damaged_store_is_told(tmp_path):
+    from cellinterp.concepts.stream import open_rows
+    e, p = Embedder(built("vit"), 1, normalize="range"), plate()
+    def go(name): return e.embed(p, tmp_path / name, block_size=16, verbose=False)
+    def chunks(name): return sorted(c for c in (go(name) / "X").iterdir() if c.name[0].isdigit())
+    chunks("a.zarr")[0].unlink()
+    with pytest.raises(ValueError, match="a.zarr/X lacks 1"): go("a.zarr")
+    with pytest.raises(ValueError, match="NaN"): open_rows(tmp_path / "a.zarr").read(0, 16)
+    # a flipped byte, anywhere
+    chunk = chunks("b.zarr")[1]
+    whole = chunk.read_bytes()
+    for at in np.linspace(0, len(whole) - 1, 30).astype(int):
+        chunk.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+        with pytest.raises(OSError, match="X of b.zarr: rows"): open_rows(tmp_path / "b.zarr").read(0, 50)
+    chunk.write_bytes(whole)
+    open_rows(tmp_path / "b.zarr").read(0, 50)
+
+
 def test_h5ad_holds_the_same(tmp_path):
     import anndata
     e = Embedder(built("vit"), 1)
@@ -417,7 +539,8 @@ def test_a_store_of_another_model_normalisation_layer_or_source_is_refused(tmp_p
     ]:
         with pytest.raises(ValueError, match=says):
             e.embed(source, tmp_path / "a.zarr", verbose=False)
-    (tmp_path / "b.zarr.partial").mkdir()
+    (tmp_path / "b.zarr.partial/store.zarr/X").mkdir(parents=True)
+    (tmp_path / "b.zarr.partial/store.zarr/X/.zarray").write_text("{}")
     (tmp_path / "b.zarr.partial/spec.json").write_text(json.dumps(dict(model="Other")))
     with pytest.raises(ValueError, match="b.zarr.partial was written with another model"):
         Embedder(net, 1).embed(plate(), tmp_path / "b.zarr", verbose=False)

@@ -113,7 +113,7 @@ def average_precision(similarity, hit) -> float:
     References
     ----------
     McSherry and Najork 2008, "Computing information retrieval performance measures efficiently in the presence of tied
-    scores", section 3.3.
+    scores".
     """
     order = np.argsort(-similarity, kind="stable")
     similarity, hit = similarity[order], hit[order]

@@ -46,123 +46,6 @@ def _nnls(G, b):
     C = np.linalg.cholesky(G)
     return nnls(C.T, np.linalg.solve(C, b))[0]
 
-# %% ../../nbs/concepts/pursuit.ipynb #710ed9bc
-def _pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
-    """Codes of tokens lo to hi, in place. scores (B, M) = XWᵀ; G (M, M); index, value (B, K); kind 0 signed, 1
-    absolute, 2 non-negative.
-
-    `all_atoms` refits every atom picked so far, else those of the round. Slots that are not used hold atom 0 with the
-    value 0.
-    """
-    M, K, width = G.shape[0], index.shape[1], 64
-    n_blocks = (M + width - 1) // width
-    s, peak = np.empty(M, G.dtype), np.empty(n_blocks, G.dtype)
-    # Cholesky factor, 1/diagonal, forward solution, codes, ⟨w_m, r⟩
-    C, inverse, y, z, rhs = np.empty((K, K)), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
-    picked = np.empty(K, np.int64)
-    # the score of an atom that is taken
-    gone = G.dtype.type(-3e38) if kind != 1 else G.dtype.type(0)
-    for b in range(lo, hi):
-        n = 0
-        for m in range(M): s[m] = scores[b, m]
-        for t in range(rounds):
-            # the largest score of each block (loops over slices, or from 0, are those that become vector instructions)
-            for k in range(n_blocks):
-                top = gone
-                if kind == 1:
-                    for v in s[k * width:k * width + width]: top = max(top, abs(v))
-                else:
-                    for v in s[k * width:k * width + width]: top = max(top, v)
-                peak[k] = top
-            # pick L atoms
-            first = n
-            while n < K and n - first < L:
-                best = 0
-                for k in range(1, n_blocks):
-                    if peak[k] > peak[best]: best = k
-                if peak[best] <= gone or (kind == 2 and peak[best] <= 0): break
-                block = s[best * width:best * width + width]
-                a, top = 0, gone
-                for m in range(len(block)):
-                    v = abs(block[m]) if kind == 1 else block[m]
-                    if v > top: a, top = m, v
-                picked[n] = best * width + a
-                rhs[n] = scores[b, picked[n]] if all_atoms else block[a]
-                block[a], n = gone, n + 1
-                top = gone
-                for v in block: top = max(top, abs(v) if kind == 1 else v)
-                peak[best] = top
-            if n == first: break
-            # least squares by Cholesky on the atoms from `base` on: the factor grows by a row an atom
-            base = 0 if all_atoms else first
-            p, q, u, x = picked[base:n], rhs[base:n], y[base:n], z[base:n]
-            for i in range(first - base, len(p)):
-                row = C[i]
-                # fetched at once: these reads wait for memory
-                for j in range(i + 1): row[j] = G[p[i], p[j]]
-                for j in range(i):
-                    other, v = C[j], row[j]
-                    for k in range(j): v -= row[k] * other[k]
-                    row[j] = v * inverse[j]
-                v, w = row[i] + ridge, q[i]
-                for k in range(i):
-                    v -= row[k] * row[k]
-                    w -= row[k] * u[k]
-                inverse[i] = 1 / np.sqrt(max(v, 1e-10))
-                u[i] = w * inverse[i]
-            x[:] = u
-            for i in range(len(p) - 1, -1, -1):
-                x[i] *= inverse[i]
-                row, v = C[i], x[i]
-                for k in range(i): x[k] -= v * row[k]
-            # non-negative: coordinate descent from the clipped solution
-            if kind == 2:
-                for i in range(len(p)): x[i] = max(x[i], 0.0)
-                for sweep in range(500):
-                    moved = 0.0
-                    for i in range(len(p)):
-                        v = q[i] - ridge * x[i]
-                        for k in range(len(p)): v -= G[p[i], p[k]] * x[k]
-                        new = max(0.0, x[i] + v / (G[p[i], p[i]] + ridge))
-                        moved, x[i] = max(moved, abs(new - x[i])), new
-                    if moved < 1e-9: break
-            if n == K or t == rounds - 1: break
-            # scores of the new residual, four rows of G at a time
-            if all_atoms:
-                for m in range(M): s[m] = scores[b, m]
-            else:
-                for i in range(first, n): s[picked[i]] = rhs[i]
-            i = 0
-            while i < len(p):
-                if len(p) - i >= 4:
-                    g0, g1, g2, g3 = G[p[i]], G[p[i + 1]], G[p[i + 2]], G[p[i + 3]]
-                    z0, z1, z2, z3 = (
-                        G.dtype.type(x[i]),
-                        G.dtype.type(x[i + 1]),
-                        G.dtype.type(x[i + 2]),
-                        G.dtype.type(x[i + 3]),
-                    )
-                    for m in range(M): s[m] -= z0 * g0[m] + z1 * g1[m] + z2 * g2[m] + z3 * g3[m]
-                    i += 4
-                else:
-                    g0, z0 = G[p[i]], G.dtype.type(x[i])
-                    for m in range(M): s[m] -= z0 * g0[m]
-                    i += 1
-            if all_atoms:
-                for i in range(n): s[picked[i]] = gone
-        for i in range(n): index[b, i], value[b, i] = picked[i], z[i]
-        for i in range(n, K): index[b, i], value[b, i] = 0, 0
-
-
-@lru_cache(maxsize=1)
-def _compiled():
-    "The loop over tokens as machine code that runs without the interpreter's lock, or None where numba is missing."
-    try: import numba
-    except ImportError: return None
-    options = dict(nogil=True, fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
-    try: return numba.njit(cache=True, **options)(_pursue)
-    except RuntimeError: return numba.njit(**options)(_pursue)                        # nowhere to keep the machine code
-
 # %% ../../nbs/concepts/pursuit.ipynb #aee7b34f
 SELECTION = {"signed": 0, "absolute": 1, "nonnegative": 2}
 
@@ -244,6 +127,14 @@ def omp(
     return (index.numpy(), value.numpy()) if numpy_in else (index, value)
 
 
+@lru_cache(maxsize=1)
+def _compiled():
+    "The loop over tokens as machine code, or None where numba is missing."
+    try: from cellinterp.concepts.kernels import pursue
+    except ImportError: return None
+    return pursue
+
+
 def _omp_numba(scores, gram, K, L, rounds, selection, refit, ridge):
     scores, G, kernel = scores.contiguous(), gram.to(scores.dtype).contiguous(), _compiled()
     index, value = torch.empty(len(scores), K, dtype=torch.int64), torch.empty(len(scores), K, dtype=scores.dtype)
@@ -300,14 +191,29 @@ def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge):
 
 
 def _nonnegative(G, rhs, z, use):
-    "Non-negative least squares by coordinate descent, all tokens at once: G (B, n, n), rhs, z (B, n)."
-    z = z.clamp_min(0) * use
-    for _ in range(500):
-        before = z.clone()
-        for i in range(z.shape[1]):
-            z[:, i] = (z[:, i] + (rhs[:, i] - (G[:, i] * z).sum(1)) / G[:, i, i]).clamp_min(0) * use[:, i]
-        if (z - before).abs().max() < 1e-9: break
-    return z
+    "Non-negative least squares by block principal pivoting: G (B, n, n), rhs, z (B, n) with the signs to start from."
+    # a solution that leaned on an atom which may not be used is no solution
+    z, n, todo = z * use, z.shape[1], ((z < 0) | ~use).any(1).nonzero()[:, 0]
+    eps = 1e-12 if z.dtype == torch.float64 else 1e-6
+    F, least = use & (z > 0), torch.full((len(z),), n + 1, device=z.device)
+    chances, last = torch.full_like(least, 3), torch.arange(n, device=z.device)
+    for _ in range(100 + 20 * n):
+        if len(todo) == 0: break
+        A, q, f = G[todo], rhs[todo], F[todo]
+        H = torch.where(f[:, :, None] & f[:, None, :], A, 0.0)
+        H.diagonal(dim1=1, dim2=2).add_((~f).to(H.dtype))
+        x = torch.cholesky_solve((q * f)[..., None], torch.linalg.cholesky_ex(H)[0])[..., 0] * f
+        y = (A @ x[..., None])[..., 0] - q
+        wrong = torch.where(f, x < -eps * x.abs().amax(1, True), y < -eps * q.abs().amax(1, True)) & use[todo]
+        count = wrong.sum(1)
+        better = count < least[todo]
+        chances[todo] = torch.where(better, 3, chances[todo] - 1)
+        least[todo] = torch.where(better, count, least[todo])
+        one = last == torch.where(wrong, last, -1).amax(1, True)
+        F[todo] = f ^ (wrong & ((chances[todo] >= 0)[:, None] | one))
+        z[todo] = x
+        todo = todo[count > 0]
+    return z.clamp_min(0)
 
 
 def matching_pursuit(X, W, n_nonzero, *, selection="absolute", **options):
