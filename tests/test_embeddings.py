@@ -488,8 +488,8 @@ def test_a_damaged_store_is_told(tmp_path):
     def go(name): return e.embed(p, tmp_path / name, block_size=16, verbose=False)
     def chunks(name): return sorted(c for c in (go(name) / "X").iterdir() if c.name[0].isdigit())
     chunks("a.zarr")[0].unlink()
-    with pytest.raises(ValueError, match="a.zarr/X lacks 1"): go("a.zarr")
-    with pytest.raises(ValueError, match="NaN"): open_rows(tmp_path / "a.zarr").read(0, 16)
+    with pytest.raises(ValueError, match="a.zarr is not whole.*1 of 4 chunks"): go("a.zarr")
+    with pytest.raises(ValueError, match="1 of 4 chunks"): open_rows(tmp_path / "a.zarr")
     # a flipped byte, anywhere
     chunk = chunks("b.zarr")[1]
     whole = chunk.read_bytes()

@@ -23,6 +23,8 @@ from torch import nn
 from ..data.axes import as_nchw
 from ..data.images import ImageSet
 from ..data.readers import load_images
+from ..data.files import parse_json, read_json, write_atomically
+from ..data.stores import check_array, open_h5, open_zarr, require_chunks
 from ..training.augment import turns
 from ..training.loop import accelerator, as_tensor
 from ..training.saving import SaveError
@@ -391,9 +393,7 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
             or (path / ".zgroup").exists()
             or (path / ".zarray").exists()
         ):
-            import zarr
-
-            source = zarr.open(path, mode="r")
+            source = open_zarr(path)
         elif path.is_dir():
             return _open_folder(path, table, axes)
         elif path.suffix == ".npy":
@@ -421,6 +421,9 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
                 index=range(source["images"].shape[0]),
             )
         axes, source = axes or dict(source.attrs).get("axes"), source["images"]
+    if type(source).__module__.startswith("zarr"):
+        check_array(source)
+        require_chunks(source, "source")
     if not hasattr(source, "shape") or not hasattr(source, "__getitem__"):
         raise TypeError(
             f"source: a {type(source).__name__} came; expected an ImageSet, an array, a zarr store or a path"
@@ -979,16 +982,14 @@ def _compare(stored: dict, spec: dict, path: Path):
 
 def _opened(out: Path):
     "The group of a store at `out`, a context manager either way."
-    import h5py
-    import zarr
-    return nullcontext(zarr.open_group(out, mode="r")) if out.suffix == ".zarr" else h5py.File(out, "r")
+    return nullcontext(open_zarr(out)) if out.suffix == ".zarr" else open_h5(out)
 
 
 def _read_spec(out: Path) -> dict:
     try:
         with _opened(out) as group: text = group["uns/embedder"][()] if "uns/embedder" in group else None
         text = text.item() if hasattr(text, "item") else text
-        spec = json.loads(text.decode() if isinstance(text, bytes) else text)
+        spec = parse_json(text, dict, "uns/embedder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"out: {out.name} is there and was not written by embed, or is damaged; expected a new path, or delete it"
@@ -1002,24 +1003,20 @@ def _check_whole(out: Path, shape):
     try:
         with _opened(out) as group:
             X = group["X"]
-            there = getattr(X, "nchunks_initialized", None)
-            lacks = 0 if there is None else X.nchunks - there
-            right = tuple(X.shape) == tuple(shape)
+            if tuple(X.shape) != tuple(shape): raise ValueError(f"shape {X.shape}; expected {tuple(shape)}")
+            require_chunks(X, "X")
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"out: {out.name}/X cannot be read ({error}); delete the store and embed again") from None
-    if not right or lacks:
-        raise ValueError(
-            f"out: {out.name}/X lacks {lacks} of its chunks or has another shape than {tuple(shape)}; delete the store"
-            " and embed again"
-        )
+        raise ValueError(f"out: {out.name} is not whole ({error}); delete it and embed again") from None
 
 
-_PARTS = {"spec.json", "spec.json.part", "done", "store.zarr", "store.h5ad"}
+_PARTS = {"spec.json", "done", "store.zarr", "store.h5ad"}
 
 
 def _foreign(partial_: Path) -> list:
     "Names in the folder of a begun store that are not of `embed`'s making."
-    return sorted({p.name for p in partial_.iterdir()} - _PARTS) if partial_.is_dir() else [partial_.name]
+    if not partial_.is_dir(): return [partial_.name]
+    # ".spec.*" is the statement of a process that was killed while it wrote it
+    return sorted(p.name for p in partial_.iterdir() if p.name not in _PARTS and not p.name.startswith(".spec."))
 
 
 def _begun(partial_: Path) -> dict | None:
@@ -1029,9 +1026,8 @@ def _begun(partial_: Path) -> dict | None:
     if foreign:
         raise ValueError(f"out: {partial_.name} holds {foreign[0]!r}, which embed did not write; expected it elsewhere")
     if not (partial_ / "store.zarr" / "X" / ".zarray").exists(): return None
-    try: spec = json.loads((partial_ / "spec.json").read_text())
+    try: return read_json(partial_ / "spec.json", dict)
     except (OSError, ValueError): return None
-    return spec if isinstance(spec, dict) else None
 
 
 def _begin(partial_: Path, spec, obs, d, chunk):
@@ -1055,8 +1051,7 @@ def _begin(partial_: Path, spec, obs, d, chunk):
     )
     X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     # last: what has it is complete
-    (partial_ / "spec.json.part").write_text(json.dumps(spec))
-    (partial_ / "spec.json.part").replace(partial_ / "spec.json")
+    write_atomically(partial_ / "spec.json", json.dumps(spec))
 
 
 def _finish(partial_: Path, out: Path, obs, d, spec):

@@ -159,12 +159,14 @@ class _Autoencoder(SparseDictionary):
             atoms[:len(usable)] = usable
         module.atoms.copy_(F.normalize(atoms, dim=1))
         module.encoder_weight.copy_(module.atoms)
+        self._first_threshold(x[:2048])
         # atoms that overlap would add up to more than the row: the encoder starts at the length that fits best
         dense = module.dense(x[:2048])
         index, active = self._select(dense)
         drawn = decode(index, dense.gather(1, index) * active, module.atoms)
         size = drawn.square().sum()
         if size > 0: module.encoder_weight.mul_((x[:2048] * drawn).sum() / size)
+        self._first_threshold(x[:2048])
 
     def _step(self, x, raw, state, progress):
         module, world = self.module_, self._world
@@ -214,6 +216,8 @@ class _Autoencoder(SparseDictionary):
         return (error - SparseDecode.apply(index, value, module.atoms)).square().sum() / variance
 
     def _after(self, index, value, state): pass
+
+    def _first_threshold(self, x): pass
 
 
 def geometric_median(x, n_steps: int = 50):
@@ -421,11 +425,9 @@ class JumpReLUSAE(_Autoencoder):
 
     def _build(self): return JumpReLUModule(self.n_features_, self.n_features_in_)
 
-    @torch.no_grad()
-    def _start(self, x):
-        super()._start(x)
-        # thresholds under which the first rows have n_nonzero features
-        a = self.module_.dense(x[:2048])
+    def _first_threshold(self, x):
+        "Under which the first rows have n_nonzero features."
+        a = self.module_.dense(x)
         kept = a.flatten().topk(min(a.numel(), self.n_nonzero_ * len(a))).values
         self.module_.log_threshold.fill_(math.log(max(float(kept[-1]), 1e-3)))
 

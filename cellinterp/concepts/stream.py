@@ -5,7 +5,6 @@
 # %% ../../nbs/concepts/stream.ipynb #03de6aa6
 from __future__ import annotations
 
-import json
 import mmap
 import queue
 import threading
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
+
+from ..data.stores import check_array, open_h5, open_zarr, require_chunks
 
 # %% auto #0
 __all__ = ['RowSource', 'open_rows', 'shuffled_batches']
@@ -141,19 +142,10 @@ def _open_frame(frame):
 def _open_path(path, key):
     if not path.exists(): raise FileNotFoundError(f"no file or folder {path.name!r} to read rows from")
     suffix = path.suffix.lower()
-    try:
-        if suffix == ".h5ad":
-            import h5py
-            return _open_group(h5py.File(path, "r"), key, path.name)
-        if suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
-            import zarr
-            node = zarr.open(path, mode="r")
-            return _open_group(node, key, path.name) if isinstance(node, zarr.Group) else _open_zarr(node)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise OSError(
-            f"{path.name} cannot be opened ({type(error).__name__}: {str(error)[:160]}); it is damaged or of another"
-            " kind: write it anew"
-        ) from None
+    if suffix == ".h5ad": return _open_group(open_h5(path), key, path.name)
+    if suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
+        node = open_zarr(path)
+        return _open_group(node, key, path.name) if hasattr(node, "keys") else _open_zarr(node)
     if key is not None: raise ValueError(f"key={key!r} is for .h5ad and .zarr; got {path.name!r}")
     if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -164,6 +156,8 @@ def _open_path(path, key):
 
 
 def _open_zarr(array):
+    check_array(array)
+    require_chunks(array)
     return RowSource(
         lambda lo, hi: array[lo:hi], array.shape, array.dtype, name="the zarr array", grain=array.chunks[0]
     )
@@ -213,6 +207,7 @@ def _open_group(group, key, name):
         rows = sparse_dataset(node)
         return RowSource(lambda lo, hi: rows[lo:hi], rows.shape, rows.dtype, name=f"{place} of {name}", columns=columns)
     if not hasattr(node, "shape"): raise ValueError(f"{place} of {name} is not an array of numbers")
+    require_chunks(node, f"{place} of {name}")
     chunks = getattr(node, "chunks", None)
     return RowSource(
         lambda lo, hi: node[lo:hi],
