@@ -1,4 +1,5 @@
 """The docs site and the reports: built from a small site made here, then looked at in a headless browser."""
+import html
 import json
 import re
 import shutil
@@ -21,7 +22,9 @@ import build_docs
 import write_readme
 from check_links import check_site
 
-from cellinterp.runs import report
+from cellinterp.data.escape import clean_html
+from cellinterp.explain.pages import plain
+from cellinterp.runs import outputs, pandoc, report
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAIAAAACUFjqAAAAEUlEQVR42mNgGAWjYBQMPQAAAxgAAWn9bVUAAAAASUVORK5CYII="
 BIB = "@misc{darwin1859,\n  author = {Darwin, Charles},\n  title = {On the origin of species},\n  year = {1859},\n}\n"
@@ -261,8 +264,8 @@ def test_docstring_characters_stand_for_themselves():
         "# not a heading",
         "an e-mail @ a sign",
     ]
-    html, warnings = report.markdown_to_html("\n\n".join(build_docs.prose(line) for line in lines))
-    assert warnings == [] and [report.plain(p) for p in re.findall("<p>(.*?)</p>", html)] == lines
+    html, warnings = pandoc.markdown_to_html("\n\n".join(build_docs.prose(line) for line in lines))
+    assert warnings == [] and [plain(p) for p in re.findall("<p>(.*?)</p>", html)] == lines
     assert build_docs.prose("the `a_b*c` of $x_1^2$ [@darwin1859]") == "the `a_b*c` of $x_1^2$ [@darwin1859]"
 
 
@@ -287,8 +290,8 @@ def test_signatures():
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from(list("ab \n\r\b\x1b[31m%"))))
 def test_clean_text_has_no_control_characters(text):
-    clean = report.clean_text(text)
-    assert not set(clean) & set("\r\b") and report.clean_text(clean) == clean
+    clean = outputs.clean_text(text)
+    assert not set(clean) & set("\r\b") and outputs.clean_text(clean) == clean
 
 
 @pytest.mark.parametrize(
@@ -306,14 +309,14 @@ def test_clean_text_has_no_control_characters(text):
 )
 def test_outputs_lose_what_could_run_or_load(text):
     assert not re.search(
-        r"(?i)script|style|iframe|onclick|//h|link", report.safe_html(f"<b>kept</b>{text}")
-    ) and "kept" in report.safe_html(f"<b>kept</b>{text}")
+        r"(?i)script|style|iframe|onclick|//h|link", clean_html(f"<b>kept</b>{text}")
+    ) and "kept" in clean_html(f"<b>kept</b>{text}")
 
 
 def test_no_pandoc_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "pypandoc", None)
-    with pytest.raises(RuntimeError, match="pip install pypandoc_binary"): report.find_pandoc()
+    with pytest.raises(RuntimeError, match="pip install pypandoc_binary"): pandoc.find_pandoc()
 
 
 # ---- the README
@@ -363,9 +366,9 @@ def test_report_is_one_file(a_report):
     assert not re.search(r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="(?!data:)', page) and not re.search(
         r"url\((?!data:)|@import", page
     )
-    assert "default-src 'none'" in page and page.count("data:image/png;base64") == 2
+    assert "default-src 'none'" in html.unescape(page) and page.count("data:image/png;base64") == 2
     assert (
-        "example.org/a.png is not in this file" in page
+        "[picture far is not in this file]" in page
         and "../index" not in page
         and "elsewhere" in page
         and "Darwin" in page

@@ -73,7 +73,8 @@ def test_a_figure_of_hostile_names_is_drawn_beside_formulas(tmp_path):
 
 
 def test_markdown_and_latex_show_the_name(tmp_path):
-    from cellinterp.runs.report import markdown_to_html, plain
+    from cellinterp.explain.pages import plain
+    from cellinterp.runs.pandoc import markdown_to_html
     lines = ["a_b *c* <b>d</b> $5 and $6", "# 1. - + > | [x](javascript:y) `q` @z ^s^ ~t~", "<script>x</script>",
              "'it's' -- \"so\" ... &amp; {{7*7}} {#id .c} ::: $$ \\frac", "line\n\nend"]
     text, warnings = markdown_to_html("\n\n".join("x " + escape.to_markdown(line) for line in lines))

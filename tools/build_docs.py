@@ -33,20 +33,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_links import check_site
 
-from cellinterp.runs.report import (
-    CSS,
-    JS,
-    THEME_JS,
-    cells_to_markdown,
-    directives,
-    find_pandoc,
-    inline,
-    markdown_to_html,
-    page_html,
-    plain,
-    put_outputs,
-    read_title,
-)
+from cellinterp.explain.pages import asset, headings, inline, page_html, plain
+from cellinterp.runs.markdown import cells_to_markdown, directives, put_outputs, read_title
+from cellinterp.runs import pandoc
+from cellinterp.runs.pandoc import find_pandoc, markdown_to_html
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -320,47 +310,6 @@ def read_config(nbs: Path) -> dict:
 # ---- the site by pandoc
 # --------------------------------------------------------------------------------------------------------------------------------
 
-SEARCH_CSS = """
-.search{position:relative;flex:0 1 17rem;min-width:5rem}
-.search input{width:100%;font:inherit;font-size:.88rem;color:var(--text);background:var(--code);border:1px solid var(--line);border-radius:6px;padding:.3rem .65rem}
-.search input:focus{outline:2px solid var(--accent);outline-offset:-1px}
-.results{position:absolute;right:0;top:2.5rem;width:min(34rem,calc(100vw - 1.6rem));max-height:70vh;overflow-y:auto;background:var(--bg);border:1px solid var(--line);border-radius:8px;box-shadow:0 8px 30px rgba(0,0,0,.18);padding:.4rem}
-.results a{display:block;padding:.45rem .7rem;border-radius:6px;text-decoration:none;color:var(--text);font-size:.9rem}
-.results a:hover,.results a.on{background:var(--soft)}.results b{color:var(--accent);font-weight:600}.results span{display:block;color:var(--muted);font-size:.84rem}
-.results p{margin:.5rem .7rem;color:var(--muted)}
-@media (max-width:52rem){.search{flex:1 1 5rem}.results{position:fixed;left:.8rem;right:.8rem;top:3.6rem;width:auto}.top .home{margin-right:0}.top .code-toggle{display:none}}
-"""
-
-# The index is a script, not a JSON file, so that search also works on pages opened from a disk. It is fetched when the
-# field is first used.
-SEARCH_JS = """(()=>{
-const root=document.currentScript.dataset.root,box=document.createElement("div");box.className="search";
-box.innerHTML='<input type="search" placeholder="Search  /" aria-label="Search the docs" autocomplete="off"><div class="results" hidden></div>';
-document.querySelector(".top .home").after(box);
-const input=box.firstChild,list=box.lastChild;let hits=[],on=-1,loading;
-const load=()=>loading||(loading=new Promise((done,fail)=>{const s=document.createElement("script");s.src=root+"site/index.js";s.onload=done;s.onerror=fail;document.head.append(s)}));
-const esc=t=>t.replace(/[&<>"]/g,c=>({"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;"}[c]));
-const score=(e,words)=>{let total=0;for(const w of words){const t=e.t.toLowerCase(),h=e.h.toLowerCase(),x=e.x.toLowerCase();
- const s=(h==w?40:h.includes(w)?14:0)+(t.includes(w)?8:0)+(new RegExp("(^|[^a-z0-9])"+w.replace(/[^a-z0-9_]/g,"\\\\$&")).test(x)?3:x.includes(w)?1:0);if(!s)return 0;total+=s}return total};
-const snippet=(x,words)=>{const low=x.toLowerCase(),at=Math.max(0,Math.min(...words.map(w=>low.indexOf(w)).filter(i=>i>=0),1e9));
- const from=at<1e9?Math.max(0,at-50):0;let s=esc((from?"…":"")+x.slice(from,from+150));
- for(const w of words)s=s.replace(new RegExp(esc(w).replace(/[^a-z0-9_ ]/gi,"\\\\$&"),"gi"),"<mark>$&</mark>");return s};
-const show=()=>{const words=input.value.toLowerCase().split(/\\s+/).filter(Boolean);on=-1;
- if(!words.length){list.hidden=true;return}
- load().then(()=>{hits=SEARCH.map(e=>[score(e,words),e]).filter(p=>p[0]).sort((a,b)=>b[0]-a[0]).slice(0,12).map(p=>p[1]);
- list.innerHTML=hits.map(e=>'<a href="'+root+e.u+'"><b>'+esc(e.t)+"</b>"+(e.h?" › "+esc(e.h):"")+"<span>"+snippet(e.x,words)+"</span></a>").join("")||"<p>Nothing found.</p>";list.hidden=false})};
-const mark=step=>{const links=[...list.querySelectorAll("a")];if(!links.length)return;on=(on+step+links.length)%links.length;links.forEach((a,i)=>a.classList.toggle("on",i==on));links[on].scrollIntoView({block:"nearest"})};
-input.oninput=show;input.onfocus=()=>load().then(show,()=>0);
-input.onkeydown=e=>{if(e.key=="ArrowDown"){mark(1);e.preventDefault()}else if(e.key=="ArrowUp"){mark(-1);e.preventDefault()}
- else if(e.key=="Enter"){const a=list.querySelectorAll("a")[Math.max(0,on)];if(a)a.click()}else if(e.key=="Escape"){input.value="";list.hidden=true;input.blur()}};
-list.onclick=()=>list.hidden=true;
-document.addEventListener("click",e=>{if(!box.contains(e.target))list.hidden=true});
-document.addEventListener("keydown",e=>{if(e.key=="/"&&!/INPUT|TEXTAREA/.test(document.activeElement.tagName)){input.focus();e.preventDefault()}});
-})()"""
-
-NO_OUTSIDE = """<meta http-equiv="Content-Security-Policy" content="default-src 'self' file: data: 'unsafe-inline'">"""
-
-
 def link_names(text: str, names: dict, page: str) -> str:
     "Link `Name` and `function(...)` in the text to their API entries."
     def link(match):
@@ -396,9 +345,9 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
     "Write the site; returns the problems found."
     problems, prepared, titles, names = [], {}, {}, {}
     bibliography = config["bibliography"] if config["bibliography"] and config["bibliography"].is_file() else None
-    stamp = subprocess.run([find_pandoc(), "--version"], capture_output=True, text=True).stdout + (
-        bibliography.read_text(encoding="utf-8") if bibliography else ""
-    )
+    stamp = subprocess.run([find_pandoc(), "--version"], capture_output=True, text=True).stdout
+    stamp += bibliography.read_text(encoding="utf-8") if bibliography else ""
+    stamp += Path(pandoc.__file__).read_text(encoding="utf-8")
     cache.mkdir(parents=True, exist_ok=True)
     for page in pages:
         nb = nbformat.read(nbs / page, as_version=4)
@@ -413,10 +362,7 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
 
     def render(page):
         markdown, outputs = cells_to_markdown(prepared[page])
-        import cellinterp.runs.report as report
-        key = hashlib.sha256(
-            "\0".join([markdown, stamp, Path(report.__file__).read_text(encoding="utf-8")]).encode()
-        ).hexdigest()[:24]
+        key = hashlib.sha256("\0".join([markdown, stamp]).encode()).hexdigest()[:24]
         kept = cache / f"{key}.json"
         if kept.is_file(): body, warnings = json.loads(kept.read_text(encoding="utf-8"))
         else:
@@ -476,21 +422,17 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
                 home=config["title"],
                 home_link=f"{root}index.html",
                 site_title=config["title"] if page != "index.ipynb" else "",
-                head=f'{NO_OUTSIDE}<script>{THEME_JS}</script><link rel="stylesheet" href="{root}site/style.css">',
+                root=root,
                 sidebar=sidebar,
                 after=f'<nav class="turn" aria-label="Next page">{turn}</nav>',
-                scripts=(
-                    f'<script src="{root}site/page.js"></script><script src="{root}site/search.js"'
-                    f' data-root="{root}"></script>'
-                ),
             ),
             encoding="utf-8",
         )
         written.add(target.resolve())
     files = {
-        "style.css": CSS + SEARCH_CSS,
-        "page.js": JS,
-        "search.js": SEARCH_JS,
+        "style.css": asset("page.css") + asset("search.css"),
+        "page.js": asset("page.js"),
+        "search.js": asset("search.js"),
         "index.js": (
             "window.SEARCH=" + json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
         ),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-from cellinterp.runs.report import directives
+from cellinterp.runs.markdown import directives
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "<!-- Written from nbs/index.ipynb by tools/write_readme.py: edit that. -->\n\n"

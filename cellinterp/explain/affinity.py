@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.escape import to_mathtext
+from .pages import render, write_page
+
 # %% auto #0
 __all__ = ['class_colours', 'embed', 'embedding_map', 'similarity_beside', 'flat', 'reconstructions', 'factor_traversals',
            'pose_traversals', 'interpolations', 'slices', 'isosurfaces', 'interactive_map']
@@ -92,10 +95,10 @@ def embedding_map(xy, labels, unseen=(), *, colours=None, title=""):
             if name in unseen
             else dict(marker="o", s=11, linewidth=0, alpha=0.6)
         )
-        ax.scatter(p[:, 0], p[:, 1], color=colours[name], label=f"{name} (unseen)" if name in unseen else name, **style)
+        ax.scatter(p[:, 0], p[:, 1], color=colours[name], label=to_mathtext(f"{name} (unseen)" if name in unseen else name), **style)
         ax.text(
             *np.median(p, axis=0),
-            name,
+            to_mathtext(name),
             fontsize=8,
             weight="bold",
             ha="center",
@@ -133,7 +136,7 @@ def similarity_beside(factors, labels, affinity, unseen=()):
     plt.close(figure)
     for ax, M, title in zip(axes, (A, S), ("affinity A, given", "cosine of factors, learnt")):
         shown = ax.imshow(M, cmap="RdBu_r", vmin=-1, vmax=1)
-        ticks = [n + "*" * (n in set(unseen)) for n in names]
+        ticks = [to_mathtext(n) + "*" * (n in set(unseen)) for n in names]
         ax.set_xticks(range(len(names)), ticks, rotation=90 if max(map(len, ticks)) > 2 else 0, fontsize=7)
         ax.set_yticks(range(len(names)), ticks, fontsize=7)
         ax.set_title(title, fontsize=8)
@@ -174,8 +177,8 @@ def _grid(rows, row_names=(), column_names=(), size: float = .8, scale: str = "a
             axes[r, k].imshow(rows[r, k], cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
             axes[r, k].set(xticks=[], yticks=[])
             axes[r, k].spines[:].set_visible(False)
-            if r == 0 and k < len(column_names): axes[r, k].set_title(column_names[k], fontsize=7)
-        if r < len(row_names): axes[r, 0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=8)
+            if r == 0 and k < len(column_names): axes[r, k].set_title(to_mathtext(column_names[k]), fontsize=7)
+        if r < len(row_names): axes[r, 0].set_ylabel(to_mathtext(row_names[r]), rotation=0, ha="right", va="center", fontsize=8)
     figure.subplots_adjust(
         left=width / figure.get_figwidth(), right=0.995, bottom=0.02, top=1 - 0.28 / figure.get_figheight()
     )
@@ -344,7 +347,7 @@ def isosurfaces(volumes, names=(), level: float | None = None, colours=None, siz
         ax.set(xlim=(0, edge), ylim=(0, edge), zlim=(0, edge))
         ax.set_box_aspect((1, 1, 1), zoom=1.7)
         ax.set_axis_off()
-        if k < len(names): ax.set_title(str(names[k]), fontsize=8, y=.98)
+        if k < len(names): ax.set_title(to_mathtext(names[k]), fontsize=8, y=.98)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=.92, wspace=0)
     return figure
 
@@ -369,29 +372,6 @@ def _bytes(pictures) -> np.ndarray:
     return np.clip((pictures - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
 
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title><style>
-body{font:14px system-ui,sans-serif;margin:12px;color:#222;background:#fff}#row{display:flex;gap:16px;flex-wrap:wrap}canvas{touch-action:none}
-#map{border:1px solid #ddd}#side{width:@SIDE@px}.cap{color:#666;font-size:12px;margin:6px 0 2px}#key span{display:inline-block;margin:2px 10px 2px 0;cursor:pointer;user-select:none}
-#key i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:4px}.off{opacity:.25}</style></head><body>
-<h3>@TITLE@</h3><div id="key"></div><div id="row"><canvas id="map" width="640" height="520" aria-label="map of @N@ images"></canvas>
-<div id="side"><div class="cap">image</div><canvas id="a" width="@SIDE@" height="@SIDE@"></canvas><div class="cap">drawn by the model</div><canvas id="b" width="@SIDE@" height="@SIDE@"></canvas><div id="text"></div></div></div>
-<script type="application/json" id="data">@DATA@</script><script>
-"use strict";const D=JSON.parse(document.getElementById("data").textContent),E=i=>document.getElementById(i),M=E("map"),g=M.getContext("2d"),W=M.width,H=M.height,hidden=new Set();
-const A=new Image(),B=new Image();A.src="data:image/png;base64,"+D.images;if(D.drawn)B.src="data:image/png;base64,"+D.drawn;
-const X=D.xy.map(p=>[18+p[0]*(W-36),H-18-p[1]*(H-36)]);let at=-1;
-function paint(){g.clearRect(0,0,W,H);X.forEach((p,i)=>{const c=D.y[i];if(hidden.has(c))return;g.fillStyle=D.colours[c];g.beginPath();
-if(D.unseen[c]){g.moveTo(p[0],p[1]-5);g.lineTo(p[0]+5,p[1]+4);g.lineTo(p[0]-5,p[1]+4);g.closePath();g.fill();g.strokeStyle="#000";g.lineWidth=.6;g.stroke()}else{g.arc(p[0],p[1],3,0,7);g.globalAlpha=.75;g.fill();g.globalAlpha=1}});
-if(at>=0){g.strokeStyle="#000";g.lineWidth=2;g.beginPath();g.arc(X[at][0],X[at][1],8,0,7);g.stroke()}}
-function show(i){at=i;paint();for(const[id,im]of[["a",A],["b",B]]){const c=E(id).getContext("2d");c.imageSmoothingEnabled=false;c.clearRect(0,0,@SIDE@,@SIDE@);
-if(im.src)c.drawImage(im,(i%D.across)*D.w,Math.floor(i/D.across)*D.h,D.w,D.h,0,0,@SIDE@,@SIDE@*D.h/D.w)}
-E("text").textContent=D.names[D.y[i]]+(D.unseen[D.y[i]]?" (unseen)":"")+(D.text.length?" · "+D.text[i]:"")}
-M.addEventListener("pointermove",e=>{const r=M.getBoundingClientRect(),x=(e.clientX-r.left)*W/r.width,y=(e.clientY-r.top)*H/r.height;let best=-1,d=400;
-X.forEach((p,i)=>{if(hidden.has(D.y[i]))return;const q=(p[0]-x)**2+(p[1]-y)**2;if(q<d){d=q;best=i}});if(best>=0&&best!==at)show(best)});
-D.names.forEach((n,c)=>{const s=document.createElement("span"),b=document.createElement("i");b.style.background=D.colours[c];s.append(b,n+(D.unseen[c]?" (unseen)":""));
-s.onclick=()=>{hidden.has(c)?hidden.delete(c):hidden.add(c);s.className=hidden.has(c)?"off":"";paint()};E("key").append(s)});
-A.onload=()=>show(0);B.onload=()=>at>=0&&show(at);paint();</script></body></html>"""
-
-
 def interactive_map(
     path,
     xy,
@@ -412,10 +392,6 @@ def interactive_map(
     xy : (N, 2) from `embed`. images, drawn : (N, C, …) images and their reconstructions, or None. labels : (N,)
     text : (N,) what else to show of each. n_most : a random part of more images than that, so that the file stays
         small."""
-    import html
-    import json
-    from pathlib import Path
-
     xy, labels, images = np.asarray(xy, dtype=float), np.asarray(labels, dtype=str), np.asarray(images)
     if xy.shape != (len(images), 2) or len(labels) != len(images):
         raise ValueError(
@@ -442,9 +418,6 @@ def interactive_map(
         images=_sheet(pictures, across),
         drawn=None if drawn is None else _sheet(_bytes(flat(np.asarray(drawn)[rows], view)), across),
     )
-    page = _PAGE.replace("@SIDE@", "200").replace("@N@", str(len(rows))).replace("@TITLE@", html.escape(title))
-    # no tag can end the script early
-    Path(path).expanduser().write_text(
-        page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c")), encoding="utf-8"
-    )
+    page = render("map.html", styles=["map.css"], scripts=["map.js"], title=title, count=len(rows), data=data)
+    write_page(path, page)
     return len(rows)

@@ -5,13 +5,14 @@
 # %% ../../nbs/explain/concepts.ipynb #8a0f0cd3
 from __future__ import annotations
 
-import html
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
 from ..concepts.selectivity import Selectivity, active
+from ..data.escape import to_mathtext, to_xml
+from .pages import render, write_page
 from .pictures import png_address
 
 # %% auto #0
@@ -36,9 +37,9 @@ def selectivity_map(scores: Selectivity, max_features=40, fdr=0.05, names=None, 
         f, k = np.nonzero((scores.q[:, rows] <= fdr).T)
         ax.plot(k, f, "k.", ms=3)
     ax.set_xticks(
-        range(K), [f"{l} ({g})" for l, g in zip(scores.labels, scores.n_groups)], rotation=40, ha="right", fontsize=7
+        range(K), [f"{to_mathtext(l)} ({g})" for l, g in zip(scores.labels, scores.n_groups)], rotation=40, ha="right", fontsize=7
     )
-    ax.set_yticks(range(F), [str(m) if names is None else f"{m}  {names[m]}" for m in rows], fontsize=6)
+    ax.set_yticks(range(F), [str(m) if names is None else f"{m}  {to_mathtext(names[m])}" for m in rows], fontsize=6)
     ax.set(ylabel="feature")
     ax.figure.colorbar(image, ax=ax, label="average selectivity", shrink=0.6)
     return ax
@@ -71,7 +72,7 @@ def atom_map(components, scores: Selectivity, above=0.2, random_state=0, ax=None
             *at[of].T,
             s=12 + 60 * best[of],
             color=plt.get_cmap("tab20")(k % 20),
-            label=f"{scores.labels[k]} ({of.sum()})",
+            label=f"{to_mathtext(scores.labels[k])} ({of.sum()})",
             edgecolor="w",
             linewidth=0.4,
         )
@@ -110,25 +111,6 @@ def plot_extremes(images, codes, feature: int, n=6, vmax=None):
     return figure
 
 # %% ../../nbs/explain/concepts.ipynb #56efcbea
-_STYLE = """
-:root{--fg:#1c1e21;--bg:#fff;--card:#f6f7f9;--line:#d8dce2;--dim:#6b7280;--on:#2563a8;--off:#b9c0ca;--bad:#b45309}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e8eb;--bg:#15171a;--card:#1e2125;--line:#343a42;--dim:#9aa3ae;--on:#6aa9e9;--off:#4b535e;--bad:#f59e0b}}
-*{box-sizing:border-box}body{font:14px/1.45 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;max-width:1180px;padding:24px}
-h1{font-size:22px;margin:0 0 4px}p{margin:4px 0 12px;color:var(--dim);max-width:80ch}input{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:6px 10px;width:min(420px,100%)}
-main{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:14px;margin-top:16px}article{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow:hidden}
-h2{font-size:15px;margin:0;display:flex;justify-content:space-between;gap:8px}h2 b{font-weight:600}h2 span{color:var(--dim);font-weight:400;font-size:13px;white-space:nowrap}.name{color:var(--dim);font-size:12px;overflow-wrap:anywhere;margin:2px 0 6px}
-.warn{color:var(--bad)}svg{display:block;width:100%;height:auto}svg text{font:10px system-ui,sans-serif;fill:var(--fg)}table{border-collapse:collapse;width:100%;font-size:11px;margin-top:4px}td{padding:1px 6px 1px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}
-td:last-child{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.thumbs{display:flex;gap:3px;flex-wrap:wrap;margin-top:4px}.thumbs img{width:46px;height:46px;image-rendering:pixelated;border-radius:3px}h3{font-size:11px;color:var(--dim);margin:8px 0 0;font-weight:600}[hidden]{display:none}
-"""
-_SCRIPT = (
-    "const"
-    " q=document.getElementById('q'),c=[...document.querySelectorAll('article')],n=document.getElementById('n');q.oninput=()=>{const"
-    " w=q.value.toLowerCase();let"
-    " k=0;c.forEach(a=>{a.hidden=!a.textContent.toLowerCase().includes(w);k+=!a.hidden});n.textContent=k+' of"
-    " '+c.length+' features'};q.oninput()"
-)
-
-
 def _bars(scores, m, n_labels=6):
     """SVG: fraction of active samples for the labels where it is highest, with the interval of the best label's
     selectivity as a line.
@@ -139,7 +121,7 @@ def _bars(scores, m, n_labels=6):
     for i, k in enumerate(order):
         y, p = 13 * i, float(scores.fraction[k, m])
         out.append(
-            f'<text x="0" y="{y + 10}">{html.escape(str(scores.labels[k]))[:26]}</text><rect x="150" y="{y + 2}"'
+            f'<text x="0" y="{y + 10}">{to_xml(str(scores.labels[k])[:26])}</text><rect x="150" y="{y + 2}"'
             f' width="{max(.5, 140 * p):.1f}" height="9" rx="1" fill="var(--{"on" if k == best else "off"})"/><text'
             f' x="{154 + 140 * p:.0f}" y="{y + 10}">{p:.0%}</text>'
         )
@@ -180,37 +162,39 @@ def _thumbnail(image):
     span = np.ptp(image)
     return png_address(np.repeat(((image - image.min()) / (span if span > 0 else 1))[..., None], 3, axis=2))
 
+# %% ../../nbs/explain/concepts.ipynb #c4a7d001
+def _facts(row, scores, batch_scores, m, fdr):
+    "(text, whether it is a warning): what is known of a feature, for its card."
+    lines = [(f"maximum selectivity {row.maximum:+.2f} · AUROC {row.auroc:.2f} · active on {row.frequency:.1%}", False)]
+    if scores.q is not None:
+        if row.q <= fdr: lines.append((f"FDR {row.q:.3f}", False))
+        else: lines.append((f"FDR {row.q:.2f}, above {fdr:g}", True))
+    if batch_scores is not None:
+        batch = float(np.nan_to_num(batch_scores.average[:, m], nan=-1).max())
+        if batch < row.average: lines.append((f"batch {batch:+.2f}", False))
+        else: lines.append((f"batch {batch:+.2f}: as selective for a batch", True))
+    return lines
 
-def feature_cards(
-    path,
-    codes,
-    scores: Selectivity,
-    obs,
-    *,
-    labels=None,
-    columns=None,
-    names=None,
-    batch_scores: Selectivity | None = None,
-    images=None,
-    title="Features",
-    max_features=200,
-    n_samples=6,
-    fdr=0.05,
-) -> Path:
-    """Write one self-contained HTML page with a card for each feature, the most selective first.
 
-    Parameters
-    ----------
-    path : file to write. codes (N, M) : of the samples in `obs` (N rows). scores : of the M features. labels (N,) : the
-        labels that were scored, to colour the histogram.
-    columns : columns of obs to show for top and bottom samples (default: the first four). names (M,) : what the atoms
-        are made of.
-    batch_scores : selectivity for batches; a feature whose best batch score reaches that of its label is flagged.
-        images (N, H, W) or (N, C, H, W), optional.
+def _samples(codes, z, m, n, obs, columns, images):
+    "The top and bottom samples of a feature: pictures and a table of each."
+    rows = []
+    for kind, which in zip(("top", "bottom"), extremes(codes, m, n)):
+        if not len(which): continue
+        pictures = [] if images is None else [(_thumbnail(images[i]), f"sample {i}") for i in which]
+        table = [[*(str(obs.iloc[i][c]) for c in columns), f"{z[i]:+.2f}"] for i in which]
+        rows.append({"heading": f"{kind} samples", "pictures": pictures, "table": table})
+    return rows
 
-    Returns the path. Raises ValueError where the numbers of rows or features differ.
-    """
-    codes = sparse.csr_array(codes)
+
+_ABOUT = """{M} features on {N} samples, {dead} never active; the {shown} most selective are shown. A feature's number, the
+label it is most selective for and its average selectivity, P(active | label) − P(active | other labels), with the
+interval of a bootstrap by group. Bars: share of a label's samples on which it is active. Below: its codes, the label's
+own samples coloured."""
+
+
+def _check_cards(codes, scores, obs, columns, images):
+    "Refuse what does not belong together; returns the columns to show and grey images or None."
     N, M = codes.shape
     if len(obs) != N:
         raise ValueError(f"obs: {len(obs)} rows came for codes of {N} samples; expected as many")
@@ -218,73 +202,76 @@ def feature_cards(
         raise ValueError(f"scores: of {scores.average.shape[1]} features came for codes of {M}; expected as many")
     columns = list(obs.columns[:4]) if columns is None else list(columns)
     if missing := [c for c in columns if c not in obs]:
-        raise ValueError(
-            f"columns: {', '.join(missing)} came; expected columns of obs: {', '.join(map(str, obs.columns))}"
-        )
-    if images is not None and len(images) != N:
+        known = ", ".join(map(str, obs.columns))
+        raise ValueError(f"columns: {', '.join(map(str, missing))} came; expected columns of obs: {known}")
+    if images is None: return columns, None
+    if len(images) != N:
         raise ValueError(f"images: {len(images)} came for {N} samples; expected one a sample")
-    images = None if images is None else np.asarray(images)
-    if images is not None and images.ndim == 4:
-        images = images[:, 0]
+    images = np.asarray(images)
+    return columns, images[:, 0] if images.ndim == 4 else images
+
+# %% ../../nbs/explain/concepts.ipynb #c4a7d002
+def feature_cards(path, codes, scores: Selectivity, obs, *, labels=None, columns=None, names=None,
+                  batch_scores: Selectivity | None = None, images=None, title="Features", max_features=200, n_samples=6,
+                  fdr=0.05) -> Path:
+    """Write one self-contained HTML page with a card for each feature, the most selective first.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    codes : array or sparse array, (N, M)
+        Codes of the samples in `obs`.
+    scores : Selectivity
+        Of the M features.
+    obs : DataFrame
+        N rows.
+    labels : sequence of str, (N,), optional
+        The labels that were scored, to colour the histogram.
+    columns : list of str, optional
+        Columns of `obs` to show for top and bottom samples. Default: the first four.
+    names : sequence of str, (M,), optional
+        What the atoms are made of.
+    batch_scores : Selectivity, optional
+        For batches. A feature whose best batch score reaches that of its label is flagged.
+    images : array, (N, H, W) or (N, C, H, W), optional
+    title : str
+    max_features, n_samples : int
+        Cards on the page; top and bottom samples on a card.
+    fdr : float, default 0.05
+        False discovery rate above which a card warns.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        Where the numbers of rows or features differ.
+    """
+    from markupsafe import Markup
+    codes = sparse.csr_array(codes)
+    N, M = codes.shape
+    columns, images = _check_cards(codes, scores, obs, columns, images)
     table = scores.features()
     order = table.average.fillna(-2).to_numpy().argsort(kind="stable")[::-1][:max_features]
-    dead = int((active(codes).sum(0) == 0).sum())
     csc, cards = sparse.csc_array(codes), []
-    for m in order:
+    for m in map(int, order):
         row, z = table.iloc[m], np.asarray(csc[:, [m]].todense()).ravel()
-        sure = "" if scores.low is None else f" <span>95 % {row.low:+.2f} to {row.high:+.2f}</span>"
-        facts = [f"maximum selectivity {row.maximum:+.2f}", f"AUROC {row.auroc:.2f}", f"active on {row.frequency:.1%}"]
-        if scores.q is not None:
-            facts.append(
-                f"FDR {row.q:.3f}" if row.q <= fdr else f'<span class="warn">FDR {row.q:.2f}, above {fdr:g}</span>'
-            )
-        if batch_scores is not None:
-            b = float(np.nan_to_num(batch_scores.average[:, m], nan=-1).max())
-            facts.append(
-                f"batch {b:+.2f}"
-                if b < row.average
-                else f'<span class="warn">batch {b:+.2f}: as selective for a batch</span>'
-            )
         own = np.zeros(N, bool) if labels is None else np.asarray(labels).astype(str) == row.label
-        samples = ""
-        for kind, rows in zip(("top", "bottom"), extremes(codes, m, n_samples)):
-            if not len(rows):
-                continue
-            samples += f"<h3>{kind} samples</h3>"
-            if images is not None:
-                samples += (
-                    '<div class="thumbs">'
-                    + "".join(f'<img src="{_thumbnail(images[i])}" alt="sample {i}">' for i in rows)
-                    + "</div>"
-                )
-            samples += (
-                "<table>"
-                + "".join(
-                    "<tr>"
-                    + "".join(f"<td>{html.escape(str(obs.iloc[i][c]))}</td>" for c in columns)
-                    + f"<td>{z[i]:+.2f}</td></tr>"
-                    for i in rows
-                )
-                + "</table>"
-            )
-        name = "" if names is None else f'<div class="name">{html.escape(str(names[m]))}</div>'
-        cards.append(
-            f"<article><h2><b>{m} · {html.escape(str(row.label))} {row.average:+.2f}</b>{sure}</h2>{name}<div"
-            f' class="name">{" · ".join(facts)}</div>{_bars(scores, m)}{_histogram(z, own)}{samples}</article>'
-        )
-    about = (
-        f"{M} features on {N} samples, {dead} never active; the {len(order)} most selective are shown. A feature's"
-        " number, the label it is most selective for and its average selectivity, P(active | label) − P(active | other"
-        " labels), with the interval of a bootstrap by group. Bars: share of a label's samples on which it is active."
-        " Below: its codes, the label's own samples coloured."
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{about}</p><input'
-        ' id="q" type="search" placeholder="search features, labels, samples" aria-label="search"> <span'
-        f' id="n"></span><main>{"".join(cards)}</main><script>{_SCRIPT}</script></body></html>'
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+        lines = _facts(row, scores, batch_scores, m, fdr)
+        if names is not None: lines.insert(0, (str(names[m]), False))
+        cards.append({
+            "number": m,
+            "name": f"{m} · {row.label} {row.average:+.2f}",
+            "note": "" if scores.low is None else f"95 % {row.low:+.2f} to {row.high:+.2f}",
+            "lines": lines,
+            "drawing": Markup(_bars(scores, m) + _histogram(z, own)),
+            "rows": _samples(codes, z, m, n_samples, obs, columns, images),
+        })
+    dead = int((active(codes).sum(0) == 0).sum())
+    about = _ABOUT.format(M=M, N=N, dead=dead, shown=len(order))
+    page = render("cards.html", styles=["cards.css"], scripts=["cards.js"], title=title, about=about,
+                  cards=cards, wide=False)
+    return write_page(path, page)

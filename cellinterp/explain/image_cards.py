@@ -5,12 +5,12 @@
 # %% ../../nbs/explain/image_cards.ipynb #6db2e9ea
 from __future__ import annotations
 
-import html
 from pathlib import Path
 
 import numpy as np
 
 from ..concepts.heatmaps import upsample, wilson
+from .pages import render, write_page
 from .pictures import png_address
 
 # %% auto #0
@@ -102,121 +102,95 @@ def overlay(image, heat, limit):
     colour = matplotlib.colormaps["RdBu_r"](.5 + .5 * np.clip(upsample(heat, image.shape[:2]) / limit, -1, 1))[..., :3]
     return .45 * image.mean(-1, keepdims=True) + .55 * colour
 
+# %% ../../nbs/explain/image_cards.ipynb #c4a7d003
+def _card_facts(row, codes, m, kind, kind_name, along):
+    "What is known of a feature, as rows of (name, text)."
+    others = row.fraction - row.average
+    facts = [("stands for", f"{row.label}: active on {row.fraction:.0%} of its cells, {others:.0%} of the others")]
+    text = f"{row.average:.2f}"
+    if "low" in row and np.isfinite(row.low): text += f" [{row.low:.2f}, {row.high:.2f}]"
+    facts.append(("selectivity", text + (f", q = {row.q:.2g}" if "q" in row else "")))
+    if kind is not None:
+        r = feature_recall(codes[:, m], kind)
+        text = f"recall {r['recall']:.1%} [{r['recall_low']:.1%}, {r['recall_high']:.1%}], false positives "
+        text += f"{r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC {r['auroc']:.2f}"
+        facts.append((kind_name, text))
+    if along is not None:
+        best = along.iloc[m].dropna()
+        best = best.reindex(best.abs().sort_values(ascending=False).index)[:4]
+        text = ", ".join(f"{name} r = {value:+.2f}".replace("-", "−") for name, value in best.items())
+        facts.append(("goes along with", text or "nothing that was measured"))
+    return facts
 
-_STYLE = """:root{--ink:#1d2433;--dim:#667085;--line:#e4e7ec;--bar:#2f6db5}body{font:14px/1.45 system-ui,sans-serif;color:var(--ink);max-width:1060px;margin:24px auto;padding:0 16px}h1{font-size:22px}
-section{border:1px solid var(--line);border-radius:8px;padding:12px 16px;margin:14px 0}h2{font-size:16px;margin:0 0 6px}h2 small{font-weight:400;color:var(--dim)}img{width:96px;image-rendering:pixelated;margin:1px;border-radius:3px}
-table{border-collapse:collapse;font-size:13px;margin-top:6px}td,th{padding:2px 12px 2px 0;text-align:left;font-weight:400}th{color:var(--dim)}.dim{color:var(--dim);font-size:12px}@media(prefers-color-scheme:dark){:root{--ink:#e6e8ee;--dim:#98a2b3;--line:#344054}body{background:#14171f}}"""
 
+def _card_pictures(rgb, codes, m, rows, heat, labels):
+    "The top crops of a feature, and below them the same crops under their heat maps."
+    maps = np.asarray(heat(m, rows)) if len(rows) else np.zeros((0, 1, 1))
+    limit = float(np.abs(maps).max()) if maps.size else 0.0
+    words = [f"crop {i}: code {codes[i, m]:.3g}" + ("" if labels is None else f", {labels[i]}") for i in rows]
+    crops = [(png_address(rgb[i]), text) for i, text in zip(rows, words)]
+    heats = [(png_address(overlay(rgb[i], h, limit or 1.0)), f"where it is found in {text}")
+             for i, h, text in zip(rows, maps, words)]
+    heading = "" if len(rows) else "never positive"
+    return [{"heading": heading, "pictures": crops, "table": []}, {"heading": "", "pictures": heats, "table": []}]
 
-def concept_cards(
-    path,
-    images,
-    codes,
-    scores,
-    heat,
-    *,
-    labels=None,
-    kind=None,
-    kind_name="controls",
-    measures=None,
-    groups=None,
-    names=None,
-    features=None,
-    max_features=24,
-    n=8,
-    title="Concepts",
-    attribution="",
-) -> Path:
+# %% ../../nbs/explain/image_cards.ipynb #c4a7d004
+def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, kind_name="controls", measures=None,
+                  groups=None, names=None, features=None, max_features=24, n=8, title="Concepts", attribution="") -> Path:
     """Write one self-contained HTML page with a card for each feature.
 
     Parameters
     ----------
-    path : file to write. images : (N, C, H, W). codes : (N, M), dense or CSR. scores :
-        `concepts.selectivity.Selectivity` of these features.
-    heat : callable (feature, rows) → maps (len(rows), h, w). labels : (N,) names, shown under the crops. kind : (N,)
-        boolean cells for `feature_recall`, called `kind_name`.
-    measures : DataFrame (N, P), see `correlates`. groups : (N,) for `top_crops`. names : (M,) what the features are
-        called.
-    features : which ones, in order; None = the most selective, at most `max_features`. attribution : what a picture of
-        these images must say.
+    path : path
+        The file to write.
+    images : array, (N, C, H, W)
+    codes : array or sparse array, (N, M)
+    scores : Selectivity
+        Of these features.
+    heat : callable
+        (feature, rows) → maps (len(rows), h, w).
+    labels : sequence of str, (N,), optional
+        Shown with the crops.
+    kind : array of bool, (N,), optional
+        Cells for `feature_recall`, called `kind_name`.
+    measures : DataFrame, (N, P), optional
+        See `correlates`.
+    groups : sequence, (N,), optional
+        For `top_crops`.
+    names : sequence of str, (M,), optional
+        What the features are called.
+    features : sequence of int, optional
+        Which ones, in order. None: the most selective, at most `max_features`.
+    n : int, default 8
+        Crops on a card.
+    attribution : str
+        What a picture of these images must say.
 
-    Returns the path. Raises ValueError where the numbers of rows or features differ.
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        Where the numbers of rows or features differ.
     """
     from cellinterp.data.images import to_rgb
-
     Z = np.asarray(codes.toarray() if hasattr(codes, "toarray") else codes, dtype=float)
     images, table = np.asarray(images), scores.features()
-    if len(images) != len(Z):
-        raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes")
-    if len(table) != Z.shape[1]:
-        raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
+    if len(images) != len(Z): raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes; expected as many")
+    if len(table) != Z.shape[1]: raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
     if features is None:
         features = np.argsort(-np.nan_to_num(table.average.to_numpy(), nan=-1), kind="stable")[:max_features]
     along = None if measures is None else correlates(Z, measures)
-    rgb = to_rgb(images)
-    cards = []
-    for m in features:
-        m, row = int(m), table.iloc[int(m)]
-        rows = top_crops(Z[:, m], n, groups)
-        facts = [
-            (
-                "stands for",
-                (
-                    f"{html.escape(str(row.label))}: active on {row.fraction:.0%} of its cells,"
-                    f" {row.fraction - row.average:.0%} of the others"
-                ),
-            ),
-            (
-                "selectivity",
-                f"{row.average:.2f}"
-                + (f" [{row.low:.2f}, {row.high:.2f}]" if "low" in row and np.isfinite(row.low) else "")
-                + (f", q = {row.q:.2g}" if "q" in row else ""),
-            ),
-        ]
-        if kind is not None:
-            r = feature_recall(Z[:, m], kind)
-            facts.append(
-                (
-                    html.escape(kind_name),
-                    (
-                        f"recall {r['recall']:.1%} [{r['recall_low']:.1%}, {r['recall_high']:.1%}], false positives"
-                        f" {r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC"
-                        f" {r['auroc']:.2f}"
-                    ),
-                )
-            )
-        if along is not None:
-            best = along.iloc[m].dropna()
-            best = best.reindex(best.abs().sort_values(ascending=False).index)[:4]
-            facts.append(
-                (
-                    "goes along with",
-                    ", ".join(f"{html.escape(str(k))} r = {v:+.2f}".replace("-", "−") for k, v in best.items())
-                    or "nothing that was measured",
-                )
-            )
-        maps = np.asarray(heat(m, rows)) if len(rows) else np.zeros((0, 1, 1))
-        limit = float(np.abs(maps).max()) if maps.size else 1.0
-        def tag(picture, i):
-            return (
-                    f'<img src="{png_address(picture)}" alt="crop {i}" title="crop {i}: code'
-                    f' {Z[i, m]:.3g}{"" if labels is None else ", " + html.escape(str(labels[i]))}">'
-                )
-        crops = "".join(tag(rgb[i], i) for i in rows)
-        heats = "".join(tag(overlay(rgb[i], h, limit or 1.0), i) for i, h in zip(rows, maps))
-        cards.append(
-            f'<section id="f{m}"><h2>{html.escape(str(names[m])) if names is not None else f"feature {m}"}'
-            f" <small>active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells</small></h2>"
-            f'<div>{crops or "never positive"}</div><div>{heats}</div><table>{"".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in facts)}</table></section>'
-        )
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1><p'
-        f' class="dim">{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the'
-        " feature is found in them (red), and where its opposite is (blue), one scale a card."
-        f' {html.escape(attribution)}</p>{"".join(cards)}</html>'
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    rgb, cards = to_rgb(images), []
+    for m in map(int, features):
+        pictures = _card_pictures(rgb, Z, m, top_crops(Z[:, m], n, groups), heat, labels)
+        facts = {"heading": "", "pictures": [], "table": _card_facts(table.iloc[m], Z, m, kind, kind_name, along)}
+        name = f"feature {m}" if names is None else str(names[m])
+        note = f"active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells"
+        cards.append({"number": m, "name": name, "note": note, "lines": [], "drawing": "", "rows": [*pictures, facts]})
+    about = f"{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the feature is "
+    about += f"found in them (red), and where its opposite is (blue), one scale a card. {attribution}"
+    page = render("cards.html", styles=["cards.css"], scripts=["cards.js"], title=title, about=about, cards=cards, wide=True)
+    return write_page(path, page)

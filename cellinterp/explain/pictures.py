@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.escape import to_mathtext
+
 # %% auto #0
 __all__ = ['boundary_panel', 'margin', 'strongest', 'law_boundary', 'traversals', 'confusion', 'png_address']
 
@@ -67,7 +69,7 @@ def boundary_panel(
     bar = fig.colorbar(
         shown, cax=fig.add_axes([left + side + 0.02, bottom, 0.025, side * 5.6 / 5.0]), ticks=[-clip, 0, clip]
     )
-    bar.ax.set_yticklabels([f"{names[0]}", "0", f"{names[1]}"], fontsize=8)
+    bar.ax.set_yticklabels([to_mathtext(names[0]), "0", to_mathtext(names[1])], fontsize=8)
     for images, horizontal in (x_images, True), (y_images, False):
         if images is None:
             continue
@@ -154,7 +156,7 @@ def law_boundary(law, vae, Z, labels, positive, negative=None, *, names=None, n_
     y_images = vae.draw(at(np.full(n_images, middle[i]), axes[1]))[:, 0]
     pick = np.random.default_rng(random_state).permutation(len(Z))[:n_points]
     def label(k):
-        return f"$z_{{{k}}}$" + (f"  ({names[k]})" if names is not None and names[k] != "unnamed" else "")
+        return f"$z_{{{k}}}$" + (f"  ({to_mathtext(names[k])})" if names is not None and names[k] != "unnamed" else "")
     scale = float(np.percentile(np.abs(f(Z)), 75))
     return boundary_panel(
         lambda a, b: f(at(a, b)),
@@ -198,7 +200,7 @@ def traversals(vae, factors=None, *, names=None, centre=None, n_steps=7, span=2.
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values(): spine.set_visible(False)
             if row == 0: ax.set_title(f"{steps[k]:+.1f} sd".replace("-", "−"), fontsize=7)
-        text = f"z{j}" + ("" if names is None else "\n" + str(names[j]).replace(", ", "\n", 1))
+        text = f"z{j}" + ("" if names is None else "\n" + to_mathtext(names[j]).replace(", ", "\n", 1))
         axes[row, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7)
     fig.subplots_adjust(left=1.5 / fig.get_figwidth(), right=.995, top=1 - .3 / fig.get_figheight(), bottom=.02)
     return fig
@@ -211,6 +213,7 @@ def confusion(labels, predictions: dict, classes):
     import matplotlib.pyplot as plt
     from sklearn.metrics import confusion_matrix
     classes = list(classes)
+    shown = [to_mathtext(c) for c in classes]
     fig, axes = plt.subplots(
         1,
         len(predictions),
@@ -235,9 +238,9 @@ def confusion(labels, predictions: dict, classes):
                         fontsize=7,
                         color="white" if share[i, j] > 0.5 else "black",
                     )
-        ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=7)
-        ax.set_yticks(range(len(classes)), classes, fontsize=7)
-        ax.set_title(f"{name}: {np.mean(np.diag(share)):.3f}", fontsize=8)
+        ax.set_xticks(range(len(classes)), shown, rotation=45, ha="right", fontsize=7)
+        ax.set_yticks(range(len(classes)), shown, fontsize=7)
+        ax.set_title(f"{to_mathtext(name)}: {np.mean(np.diag(share)):.3f}", fontsize=8)
     axes[0, 0].set_ylabel("true", fontsize=8)
     return fig
 

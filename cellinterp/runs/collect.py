@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from ..data.escape import to_link
 from .execute import FAILED, REPORT, _meant
 from .remote import local_folder, pull, push
 from .run import RESULT, write_atomically
@@ -301,7 +302,7 @@ def compare(folder, *, metric: str = None, x: str = None, hue: str = None, compl
 
 
 def _page(folder, table, settings, metrics, figures) -> str:
-    from cellinterp.runs.report import _NO_REQUESTS, CSS, JS, THEME_JS, data_uri, page_html
+    from cellinterp.explain.pages import data_uri, page_html
     about = _read(folder / PLAN) or {}
     by = [k for k in table.attrs["varying"] if k != "seed"]
     best = settings[metrics[0]].idxmin() if lower_is_better(metrics[0]) else settings[metrics[0]].idxmax()
@@ -344,7 +345,7 @@ def _page(folder, table, settings, metrics, figures) -> str:
     if failed := _failed(folder):
         def links(run):
             return " · ".join(
-                    f'<a href="{html.escape(f"{run}/{name}")}">{name}</a>'
+                    f'<a href="{to_link(f"{run}/{name}")}">{name}</a>'
                     for name in (FAILED, LOG)
                     if (folder / run / name).exists()
                 )
@@ -366,8 +367,6 @@ def _page(folder, table, settings, metrics, figures) -> str:
         subtitle=about.get("description") or "",
         before=meta,
         home="cellinterp · runs",
-        head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>",
-        scripts=f"<script>{JS}</script>",
     )
 
 
@@ -402,4 +401,4 @@ def _mean_sd(mean, sd) -> str: return _cell(mean) if sd != sd else f"{_cell(mean
 def _link(folder: Path, run, text) -> str:
     if run is None: return "–"
     target = next((n for n in (REPORT, "executed.ipynb") if (folder / run / n).exists()), RESULT)
-    return f'<a href="{html.escape(f"{run}/{target}")}">{html.escape(text)}</a>'
+    return f'<a href="{to_link(f"{run}/{target}")}">{html.escape(text)}</a>'
