@@ -193,7 +193,7 @@ def _hits(D, C, K):
 def benjamini_hochberg(p) -> np.ndarray:
     "q-values of p-values of any shape (Benjamini & Hochberg 1995)."
     from scipy.stats import false_discovery_control
-    return false_discovery_control(np.asarray(p, float), axis=None)
+    return false_discovery_control(np.asarray(p, float), axis=None).reshape(np.shape(p))
 
 
 def selectivity_scores(
