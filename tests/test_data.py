@@ -235,8 +235,6 @@ def tiff(path, image, **options):
         (pixels(4, 40, 48), tiff, lambda s: s[:, None]),
         (pixels(4, 40, 48).astype(np.float32), tiff, lambda s: s[:, None]),
         (pixels(4, 40, 48), lambda p, i: tiff(p, i, byteorder=">"), lambda s: s[:, None]),
-        # pages of unknown kind
-        (pixels(4, 3, 40, 48), lambda p, i: tiff(p, i, photometric="minisblack"), lambda s: s),
         (
             pixels(4, 40, 48, 3, dtype=np.uint8),
             lambda p, i: tiff(p, i, photometric="rgb"),
@@ -259,7 +257,6 @@ def tiff(path, image, **options):
         "tiff16",
         "tifffloat",
         "bigendian",
-        "pages",
         "tiffrgb",
         "imagej",
         "imagejz",
@@ -483,7 +480,7 @@ def broken(tmp_path, kind):
         rows=pd.DataFrame({"x": [1]}),
         unknown_file=pd.DataFrame({"file": ["a/00.png"]}),
         twice=pd.DataFrame({"file": ["a/00.png"] * 4}),
-        column=pd.DataFrame({"x": range(4)}),
+        column=pd.DataFrame({"x": range(4), "file": ["a/00.png", "a/02.png", "b/01.png", "b/03.png"]}),
     )
     return folder, dict(
         metadata=tables.get(kind, tmp_path / "no.csv" if kind == "no_table" else None),
@@ -503,7 +500,7 @@ def broken(tmp_path, kind):
         ("loose", ["99.png", "sub-folder"]),
         ("no_images", ["no images in cells", ".png"]),
         ("missing", ["does not exist", "expected a folder"]),
-        ("suffix", ["a.czi", "expected a folder"]),
+        ("suffix", ["a.czi", "bioio"]),
         ("npz_objects", ["never unpickled"]),
         ("npz_labels", ["3 came for 4"]),
         ("npz_classes", ["class number 2", "2 names"]),

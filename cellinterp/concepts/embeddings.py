@@ -444,17 +444,17 @@ def open_images(source, metadata=None, axes: str | None = None) -> ImageSource:
 def _open_folder(folder, table, axes):
     import pandas as pd
 
-    from cellinterp.data.readers import _SUFFIXES, _read_file, _short
+    from cellinterp.data.folders import ENDINGS, read_file
     files = sorted(
         p
         for p in folder.rglob("*")
         if p.is_file()
-        and p.suffix.lower() in _SUFFIXES
+        and p.suffix.lower() in ENDINGS
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
     if not files:
-        raise ValueError(f"source: no images in {folder.name}; expected files ending in {', '.join(_SUFFIXES)}")
-    names = [_short(p, folder) for p in files]
+        raise ValueError(f"source: no images in {folder.name}; expected files ending in {', '.join(ENDINGS)}")
+    names = [p.relative_to(folder).as_posix() for p in files]
     obs = pd.DataFrame({"file": names})
     if all("/" in n for n in names): obs["label"] = [n.split("/")[0] for n in names]
     table = pd.read_csv(folder / "metadata.csv") if table is None and (folder / "metadata.csv").exists() else table
@@ -468,14 +468,14 @@ def _open_folder(folder, table, axes):
             )
         obs = obs.join(known.loc[names].reset_index(drop=True)[[c for c in known.columns if c not in obs]])
     elif table is not None: obs = obs.join(table.reset_index(drop=True))
-    first = _read_file(files[0], axes)[0]
+    first = read_file(files[0], axes).images
 
     def read(lo, hi):
-        block = [_read_file(p, axes)[0] for p in files[lo:hi]]
+        block = [read_file(p, axes).images for p in files[lo:hi]]
         for p, image in zip(files[lo:hi], block):
             if image.shape != (1,) + first.shape[1:]:
                 raise ValueError(
-                    f"source: {_short(p, folder)} holds {image.shape} (images, channels, height, width); expected one"
+                    f"source: {p.relative_to(folder).as_posix()} holds {image.shape} (images, channels, height, width); expected one"
                     f" image {first.shape[1:]} as in {names[0]}"
                 )
         return np.concatenate(block)

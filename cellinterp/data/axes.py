@@ -177,9 +177,22 @@ def check_labels(labels, n: int, min_classes: int = 2, name: str = "labels") -> 
     return labels
 
 def as_strings(values) -> np.ndarray:
-    "Any column as strings; None and NaN become \"\"."
-    return (
-        pd.Series(np.asarray(values, dtype=object))
-        .map(lambda v: "" if v is None or v != v else str(v))
-        .to_numpy(dtype=str)
-    )
+    """Any column as strings, one form for one identifier.
+
+    Parameters
+    ----------
+    values : sequence
+        None, NaN, pd.NA and pd.NaT become ""; whole numbers in floating point lose their ".0".
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "U": return array
+    if array.dtype.kind in "iu": return array.astype(str)
+    return np.array([_as_string(v) for v in np.asarray(values, dtype=object).ravel()], dtype=str).reshape(array.shape)
+
+
+def _as_string(value) -> str:
+    if value is None or value is pd.NA or value is pd.NaT or value != value: return ""
+    if isinstance(value, (bytes, np.bytes_)): return bytes(value).decode("utf-8", errors="replace")
+    if isinstance(value, (float, np.floating)) and abs(value) < 1e15 and float(value).is_integer(): return str(int(value))
+    return str(value)
+

@@ -5,7 +5,7 @@
 # %% ../../nbs/data/images.ipynb #5f548b7e
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -22,109 +22,159 @@ from cellinterp.data.axes import (  # noqa: F401
 
 
 # %% auto #0
-__all__ = ['ImageSet', 'concat', 'to_rgb']
+__all__ = ['as_spacing', 'ImageSet', 'concat', 'resample', 'to_rgb']
+
+# %% ../../nbs/data/images.ipynb #8d6bf30a
+def as_spacing(pixel_size, ndim: int):
+    """A pixel size as it is kept: a number where it is one along every axis, else a tuple.
+
+    Parameters
+    ----------
+    pixel_size : float, sequence or None
+        µm a pixel, or one for each of the axes ([z, ]y, x).
+    ndim : {2, 3}
+        Axes of an image.
+
+    Raises
+    ------
+    ValueError
+        For sizes that are no lengths, or not as many as axes.
+    """
+    if pixel_size is None: return None
+    sizes = np.asarray(pixel_size, dtype=float).ravel()
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError(f"pixel_size: {pixel_size} came; expected µm a pixel, more than 0")
+    if len(sizes) not in (1, ndim):
+        raise ValueError(f"pixel_size: {len(sizes)} numbers came; expected one, or one for each of {ndim} axes ({'z, y, x'[-3 * ndim + 2:]})")
+    return float(sizes[0]) if np.ptp(sizes) <= 1e-4 * sizes[0] else tuple(float(s) for s in sizes)
+
+
+def _checked(cells: ImageSet):
+    "Fields as they are kept: strings, lists, tables with rows from 0. ValueError where lengths do not fit."
+    images, n = cells.images, len(cells.images)
+    if images.dtype.kind not in "uifb" or images.ndim not in (4, 5):
+        raise ValueError(f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W)"
+                         " or (N, C, D, H, W)")
+    cells.labels = np.full(n, "") if cells.labels is None else as_strings(cells.labels)
+    cells.groups = None if cells.groups is None else as_strings(cells.groups)
+    for name in ("labels", "groups", "metadata", "factors"):
+        value = getattr(cells, name)
+        if value is not None and len(value) != n:
+            raise ValueError(f"{name}: {len(value)} came for {n} images; expected one an image")
+        if isinstance(value, pd.DataFrame): setattr(cells, name, value.reset_index(drop=True))
+    found = sorted(set(cells.labels) - {""})
+    cells.class_names = found if cells.class_names is None else [str(c) for c in cells.class_names]
+    if set(found) - set(cells.class_names):
+        raise ValueError(f"class_names: {cells.class_names} came; expected every label among them, also"
+                         f" {sorted(set(found) - set(cells.class_names))}")
+    if cells.channels is not None: cells.channels = [str(c) for c in cells.channels]
+    if cells.channels is not None and len(cells.channels) != images.shape[1]:
+        raise ValueError(f"channels: {len(cells.channels)} names came for {images.shape[1]} channels")
+    cells.pixel_size = as_spacing(cells.pixel_size, images.ndim - 2)
+    cells.notes = [str(line) for line in cells.notes]
+
+
+def _shown(cells: ImageSet) -> str:
+    "One line: number, size, channels, dtype, classes, groups, pixel size."
+    n, c, *size = cells.images.shape
+    counts = ", ".join(f"{name} {int((cells.labels == name).sum())}" for name in cells.class_names)
+    k = len(cells.class_names)
+    parts = [f"{n} image{'s' * (n != 1)} of {' x '.join(map(str, size))} px",
+             f"{c} channel{'s' * (c != 1)}" + (f" ({', '.join(cells.channels)})" if cells.channels else ""),
+             str(cells.images.dtype), f"{k} class{'es' * (k != 1)}: {counts}" if k else "no labels"]
+    if k and (cells.labels == "").any(): parts.append(f"{int((cells.labels == '').sum())} without a label")
+    if cells.groups is not None: parts.append(f"{len(set(cells.groups))} groups")
+    if cells.pixel_size is not None:
+        axes = "" if np.ndim(cells.pixel_size) == 0 else f" ({', '.join('zyx'[-len(size):])})"
+        parts.append(" x ".join(f"{s:g}" for s in np.ravel(cells.pixel_size)) + " µm a pixel" + axes)
+    return f"ImageSet({'; '.join(parts)})"
 
 # %% ../../nbs/data/images.ipynb #8cf6f062
 @dataclass(repr=False, eq=False)
 class ImageSet:
     """Images and what is known about each of them.
 
-    images : (N, C, H, W) or (N, C, D, H, W), any numeric dtype
-    labels : N strings, "" = none
-    class_names : the classes in the order in which they are shown; by default the labels, sorted
-    groups : N strings: the well, plate or patient; a split never divides a group
-    metadata, factors : DataFrames of N rows; factors are the true parameters of a simulation
-    pixel_size : µm a pixel, None = unknown
-    channels : C names
-    attribution : what a figure that shows these images must say
+    Parameters
+    ----------
+    images : array
+        (N, C, H, W) or (N, C, D, H, W), any numeric dtype.
+    labels : sequence of str, default None
+        N labels, "" = none.
+    class_names : list of str, default None
+        The classes in the order in which they are shown; by default the labels, sorted.
+    groups : sequence of str, default None
+        N names of wells, plates or patients; a split never divides a group.
+    metadata, factors : DataFrame, default None
+        N rows; factors are the true parameters of a simulation.
+    pixel_size : float or tuple, default None
+        µm a pixel, ([z, ]y, x) where it differs between axes; None = unknown.
+    channels : list of str, default None
+        C names.
+    attribution : str, default ""
+        What a figure that shows these images must say.
+    notes : list of str, default []
+        What was guessed, left out, converted or joined when they were read.
 
-    Raises ValueError where lengths or dtypes do not fit."""
+    Raises
+    ------
+    ValueError
+        Where lengths or dtypes do not fit.
+    """
     images: np.ndarray
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     groups: np.ndarray | None = None
     metadata: pd.DataFrame | None = None
     factors: pd.DataFrame | None = None
-    pixel_size: float | None = None
+    pixel_size: float | tuple | None = None
     channels: list[str] | None = None
     attribution: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.images = images = np.asarray(self.images)
-        if images.dtype.kind not in "uifb" or images.ndim not in (4, 5):
-            raise ValueError(
-                f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W)"
-                " or (N, C, D, H, W)"
-            )
-        n = len(images)
-        self.labels = np.full(n, "") if self.labels is None else as_strings(self.labels)
-        self.groups = None if self.groups is None else as_strings(self.groups)
-        for name in ("labels", "groups", "metadata", "factors"):
-            value = getattr(self, name)
-            if value is not None and len(value) != n:
-                raise ValueError(f"{name}: {len(value)} came for {n} images; expected one an image")
-            if isinstance(value, pd.DataFrame): setattr(self, name, value.reset_index(drop=True))
-        found = sorted(set(self.labels) - {""})
-        self.class_names = found if self.class_names is None else [str(c) for c in self.class_names]
-        if set(found) - set(self.class_names):
-            raise ValueError(
-                f"class_names: {self.class_names} came; expected every label among them, also"
-                f" {sorted(set(found) - set(self.class_names))}"
-            )
-        if self.channels is not None: self.channels = [str(c) for c in self.channels]
-        if self.channels is not None and len(self.channels) != images.shape[1]:
-            raise ValueError(f"channels: {len(self.channels)} names came for {images.shape[1]} channels")
-        if self.pixel_size is not None and not 0 < float(self.pixel_size) < np.inf:
-            raise ValueError(f"pixel_size: {self.pixel_size} came; expected µm a pixel, more than 0")
+        self.images = np.asarray(self.images)
+        _checked(self)
 
     def __len__(self): return len(self.images)
 
-    def __repr__(self):
-        n, c, *size = self.images.shape
-        counts = ", ".join(f"{name} {int((self.labels == name).sum())}" for name in self.class_names)
-        parts = [
-            f"{n} image{'s' * (n != 1)} of {' x '.join(map(str, size))} px",
-            f"{c} channel{'s' * (c != 1)}" + (f" ({', '.join(self.channels)})" if self.channels else ""),
-            str(self.images.dtype),
-            (
-                f"{len(self.class_names)} class{'es' * (len(self.class_names) != 1)}: {counts}"
-                if self.class_names
-                else "no labels"
-            ),
-        ]
-        if self.class_names and (self.labels == "").any():
-            parts.append(f"{int((self.labels == '').sum())} without a label")
-        if self.groups is not None: parts.append(f"{len(set(self.groups))} groups")
-        if self.pixel_size is not None: parts.append(f"{self.pixel_size:g} µm a pixel")
-        return f"ImageSet({'; '.join(parts)})"
+    def __repr__(self): return _shown(self)
+
+    @property
+    def spacing(self) -> tuple | None:
+        "µm a pixel along each axis ([z, ]y, x), or None."
+        if self.pixel_size is None: return None
+        return tuple(np.broadcast_to(self.pixel_size, self.images.ndim - 2).tolist())
 
     def subset(self, rows) -> ImageSet:
         "The images of an index array or a boolean mask, in its order; classes without images stay in `class_names`."
-        rows = np.asarray(rows)
-        if rows.dtype == bool and rows.shape != (len(self),):
-            raise ValueError(f"rows: a mask of shape {rows.shape} came; expected ({len(self)},)")
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
-        def take(v):
-            return None if v is None else v.iloc[rows] if isinstance(v, pd.DataFrame) else v[rows]
-        return replace(
-            self, **{f: take(getattr(self, f)) for f in ("images", "labels", "groups", "metadata", "factors")}
-        )
+        return _subset(self, rows)
 
     def select(self, classes) -> ImageSet:
-        """The images of some classes, which are then shown in the order given. Raises ValueError for a class that is
-        not there.
-        """
-        classes = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else list(classes)
-        unknown = [c for c in classes if c not in self.class_names]
-        if unknown:
-            raise ValueError(
-                f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(self.class_names)}"
-            )
-        return replace(self.subset(np.isin(self.labels, classes)), class_names=classes)
+        "The images of some classes, which are then shown in the order given. Raises ValueError for a class not there."
+        return _select(self, classes)
 
     def plot(self, n: int = 8, seed: int = 0):
         "A contact sheet: a row a class, `n` random images each. Returns a matplotlib Figure."
         return _contact_sheet(self, n, seed)
+
+# %% ../../nbs/data/images.ipynb #6a31f930
+def _subset(cells: ImageSet, rows) -> ImageSet:
+    rows = np.asarray(rows)
+    if rows.dtype == bool and rows.shape != (len(cells),):
+        raise ValueError(f"rows: a mask of shape {rows.shape} came; expected ({len(cells)},)")
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
+    def take(v):
+        if v is None: return None
+        return v.iloc[rows] if isinstance(v, pd.DataFrame) else v[rows]
+    return replace(cells, **{f: take(getattr(cells, f)) for f in ("images", "labels", "groups", "metadata", "factors")})
+
+
+def _select(cells: ImageSet, classes) -> ImageSet:
+    classes = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else list(classes)
+    unknown = [c for c in classes if c not in cells.class_names]
+    if unknown:
+        raise ValueError(f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(cells.class_names)}")
+    return replace(_subset(cells, np.isin(cells.labels, classes)), class_names=classes)
 
 # %% ../../nbs/data/images.ipynb #ee2cf30c
 def concat(sets: list[ImageSet]) -> ImageSet:
@@ -152,7 +202,43 @@ def concat(sets: list[ImageSet]) -> ImageSet:
         metadata=tables("metadata"),
         factors=tables("factors"),
         class_names=list(dict.fromkeys(c for s in sets for c in s.class_names)),
+        notes=list(dict.fromkeys(line for s in sets for line in s.notes)),
     )
+
+# %% ../../nbs/data/images.ipynb #20e26bc5
+def resample(cells: ImageSet, pixel_size: float | None = None) -> ImageSet:
+    """Images whose pixels have one size along every axis, by linear interpolation.
+
+    Parameters
+    ----------
+    cells : ImageSet
+        With a known pixel size.
+    pixel_size : float, default None
+        µm a pixel to come to; the smallest of the images' own if None.
+
+    Returns
+    -------
+    ImageSet
+        Of other numbers of pixels: the same lengths in µm, to half a pixel.
+
+    Raises
+    ------
+    ValueError
+        Where the pixel size is not known.
+    """
+    from scipy.ndimage import zoom
+    if cells.spacing is None: raise ValueError("cells: no pixel size is known; expected an ImageSet with pixel_size")
+    goal = as_spacing(min(cells.spacing) if pixel_size is None else pixel_size, 1)
+    factors = [s / goal for s in cells.spacing]
+    shape = [max(1, round(n * f)) for n, f in zip(cells.images.shape[2:], factors)]
+    exact = [m / n for m, n in zip(shape, cells.images.shape[2:])]
+    out = np.empty(cells.images.shape[:2] + tuple(shape), cells.images.dtype)
+    for image, target in zip(cells.images, out):
+        for channel, place in zip(image, target):
+            moved = zoom(channel.astype(np.float64), exact, order=1, grid_mode=True, mode="nearest")
+            place[...] = np.round(moved) if out.dtype.kind in "ui" else moved
+    line = f"resampled from {' x '.join(f'{s:g}' for s in cells.spacing)} to {goal:g} µm a pixel"
+    return replace(cells, images=out, pixel_size=goal, notes=[*cells.notes, line])
 
 # %% ../../nbs/data/images.ipynb #2c29648a
 # cyan, magenta, yellow, …
@@ -205,9 +291,9 @@ def _contact_sheet(cells: ImageSet, n: int, seed: int):
         axis.set_ylabel(f"{name}\n({len(index)})", rotation=0, ha="right", va="center", fontsize=11)
     # a round bar of a fifth to a half of the first image
     if cells.pixel_size is not None:
-        bar = max(b for b in (f * 10.0**e for e in range(-5, 5) for f in (1, 2, 5)) if b <= 0.5 * w * cells.pixel_size)
+        bar = max(b for b in (f * 10.0**e for e in range(-5, 5) for f in (1, 2, 5)) if b <= 0.5 * w * cells.spacing[-1])
         panels[0].plot(
-            [w * 0.06, w * 0.06 + bar / cells.pixel_size], [h * 0.92] * 2, color="white", lw=2.5, solid_capstyle="butt"
+            [w * 0.06, w * 0.06 + bar / cells.spacing[-1]], [h * 0.92] * 2, color="white", lw=2.5, solid_capstyle="butt"
         )
         panels[0].set_title(f"bar: {bar:g} µm" if bar >= .1 else f"bar: {bar * 1000:g} nm", fontsize=10, loc="left")
     if cells.attribution:

@@ -100,7 +100,8 @@ def crops_from_masks(
         {"label": numbers, **{f"centroid_{a}": c for a, c in zip("zyx"[-labels.ndim :], centroid.T)}, "area": area}
     )
     if pixel_size is not None:
-        table["area_um2" if labels.ndim == 2 else "volume_um3"] = area * float(pixel_size) ** labels.ndim
+        each = np.prod(np.broadcast_to(pixel_size, labels.ndim))
+        table["area_um2" if labels.ndim == 2 else "volume_um3"] = area * each
     table = table.assign(touches_edge=touches, padded=padded, source=str(source))
     return ImageSet(
         crops,
