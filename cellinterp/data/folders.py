@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .arrays import open_numpy
 from .axes import AXIS_ALIAS, as_nchw, guess_axes
 from .ngff import open_ngff
 from .notes import Notes
 from .pixels import PICTURES, one_depth, read_picture
-from .stores import open_numpy
 from .tables import TABLE_SUFFIXES
 from .tiff import TIFFS, Series, fit_axes, read_tiff
 

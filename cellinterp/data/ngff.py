@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import open_store, say_missing
 from .notes import Notes
-from .stores import refuse_pickle
+from .stores import check_array
 from .tiff import Series, microns, whole_spacing
 
 # %% auto #0
@@ -28,8 +29,7 @@ def ngff_metadata(attributes) -> dict:
 
 def is_ngff(source) -> bool:
     "Whether a zarr store says that it is OME-Zarr."
-    import zarr
-    try: return bool(ngff_metadata(zarr.open(str(source), mode="r").attrs))
+    try: return bool(ngff_metadata(open_store(source).attrs))
     except Exception: return False                                       # the reader of plain stores says why
 
 
@@ -100,7 +100,8 @@ def open_multiscale(group, level: int, notes: Notes, name: str, place: dict | No
     if not 0 <= level < len(levels): raise ValueError(f"level: {level}; expected 0 to {len(levels) - 1} in {name}")
     if len(levels) > 1: notes.add(f"level {level} of {len(levels)} of an OME-Zarr pyramid is read", warn=False)
     array = group[levels[level]["path"]]
-    refuse_pickle(array, f"{levels[level]['path']} of {name}")
+    check_array(array)
+    say_missing(array, f"{levels[level]['path']} of {name}", notes)
     axes, units = _axes(one, array.ndim, name)
     scale = _scale(levels[level].get("coordinateTransformations"), array.ndim) * _scale(one.get("coordinateTransformations"), array.ndim)
     stated = bool(levels[level].get("coordinateTransformations") or one.get("coordinateTransformations"))
@@ -140,8 +141,7 @@ def open_ngff(source, level: int = 0, scene=None, notes: Notes | None = None) ->
     import zarr
     notes = Notes() if notes is None else notes
     name = str(source).rstrip("/").rsplit("/", 1)[-1]
-    try: group = zarr.open(str(source), mode="r")
-    except Exception: return None                                        # the reader of plain stores says why
+    group = open_store(source)
     if isinstance(group, zarr.Array): return None
     said = ngff_metadata(group.attrs)
     if not said: return None

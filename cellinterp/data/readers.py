@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .arrays import Stored, named_arrays, open_numpy, read_arrays
 from .axes import as_nchw, as_strings, check_channels
 from .folders import ENDINGS, VENDORS, as_picture, fit_sizes, is_image, list_images, read_files
 from .images import ImageSet
 from .ngff import is_ngff, open_ngff
 from .notes import Notes
 from .pixels import one_depth
-from .stores import Stored, open_numpy, open_zarr, read_arrays
 from .tables import BY_ORDER, GROUP_WORDS, LABEL_WORDS, grouped, join_table, pick_column, read_table
 
 # %% auto #0
@@ -126,7 +126,7 @@ def _read_store(address, options: _Options, notes: Notes) -> Stored:
         stored = Stored(picture.images, pixel_size=picture.spacing, channels=picture.channels, table=rows if len(rows.columns) else None)
         if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
         return stored
-    arrays, attributes = open_zarr(address)
+    arrays, attributes = named_arrays(address)
     return read_arrays(arrays, attributes, options.axes, options.channels, notes)
 
 
