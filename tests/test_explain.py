@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from cellinterp.data import simulate_nuclei
 from cellinterp.explain.attacks import attack, attack_curves, differentiable, half_turned
 from cellinterp.explain.counterfactuals import agreement, counterfactuals, measured_change, plot_counterfactuals
-from cellinterp.factors import VAE
+from cellinterp.factors import VAE, Head
 from cellinterp.laws import BlackBoxClassifier, SparseClassifier, SymbolicClassifier
 
 SMALL = dict(widths=(4, 4, 8, 8), device="cpu", random_state=0)
@@ -43,7 +43,7 @@ def black(cells): return BlackBoxClassifier(max_steps=80, **SMALL).fit(cells.ima
 
 @pytest.fixture(scope="module")
 def vae(cells):
-    return VAE(3, "beta", frame="aligned", supervision=0.5, hidden=32, max_steps=50, n_views=2, **SMALL).fit(
+    return VAE(3, "beta", frame="aligned", head=Head(0.5), hidden=32, max_steps=50, **SMALL).fit(
         cells.images, cells.labels
     )
 

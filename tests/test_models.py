@@ -10,8 +10,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cellinterp.data import simulate_nuclei
 from cellinterp.explain import law_boundary, margin, strongest, traversals
-from cellinterp.factors import VAE, describe_factors
-from cellinterp.factors.objectives import PRICES, kl_per_factor, total_correlation
+from cellinterp.factors import VAE, AlignedFrame, Beta, BetaTC, Capacity, Head, describe_factors
+from cellinterp.factors.objectives import kl_per_factor, total_correlation
 from cellinterp.laws import BlackBoxClassifier, SparseClassifier
 from cellinterp.laws.sparse import SparseNetwork
 from cellinterp.training import load, save
@@ -25,7 +25,7 @@ def cells(): return simulate_nuclei(160, size=48, random_state=0)
 
 @pytest.fixture(scope="module")
 def vae(cells):
-    return VAE(5, "beta", frame="aligned", supervision=0.5, hidden=48, max_steps=80, **SMALL).fit(
+    return VAE(5, "beta", frame="aligned", head=Head(0.5), hidden=48, max_steps=80, **SMALL).fit(
         cells.images, cells.labels
     )
 
@@ -62,16 +62,16 @@ def test_prices_agree_where_they_must():
     torch.manual_seed(0)
     mu, logvar = torch.randn(16, 4), torch.randn(16, 4) * 0.1
     z, kl = mu + torch.randn(16, 4), kl_per_factor(mu, logvar).sum()
-    torch.testing.assert_close(PRICES["beta"](mu, logvar, z, beta=1.0), kl)
+    torch.testing.assert_close(Beta(1.0).price(mu, logvar, z), kl)
     # beta = 1: no extra price
-    torch.testing.assert_close(PRICES["beta-tc"](mu, logvar, z, beta=1.0, n_rows=100), kl)
+    torch.testing.assert_close(BetaTC(1.0).price(mu, logvar, z, n_rows=100), kl)
     # capacity starts at 0
-    torch.testing.assert_close(PRICES["capacity"](mu, logvar, z, progress=0.0, gamma=1.0), kl)
+    torch.testing.assert_close(Capacity(gamma=1.0).price(mu, logvar, z, progress=0.0), kl)
 
 
 @pytest.mark.parametrize("capacity", [4.0, 12.0])
 def test_the_capacity_objective_holds_the_kl(cells, capacity):
-    model = VAE(6, capacity=capacity, hidden=32, max_steps=160, learning_rate=6e-3, **SMALL).fit(cells.images)
+    model = VAE(6, Capacity(capacity), hidden=32, max_steps=160, learning_rate=6e-3, **SMALL).fit(cells.images)
     assert model.kl_.sum() == pytest.approx(capacity, rel=0.35)
 
 
@@ -135,29 +135,29 @@ def test_two_views_of_a_cell_come_nearer(cells):
         similar = unit(a) @ unit(b).T
         # how often a view finds its partner
         return (similar.argmax(1) == np.arange(len(a))).mean()
-    options = dict(frame="aligned", hidden=32, max_steps=80, **SMALL)
-    assert apart(VAE(5, "beta", contrast=0.1, **options).fit(cells.images)) > 1.5 * apart(
-        VAE(5, "beta", **options).fit(cells.images)
+    options = dict(hidden=32, max_steps=80, **SMALL)
+    with_contrast, without = (AlignedFrame(contrast=c) for c in (0.1, 0.0))
+    assert apart(VAE(5, "beta", frame=with_contrast, **options).fit(cells.images)) > 1.5 * apart(
+        VAE(5, "beta", frame=without, **options).fit(cells.images)
     )
-    for bad in dict(contrast=-1.), dict(contrast=.1, frame="image"):
-        with pytest.raises(ValueError, match="contrast must be"): VAE(5, **{"frame": "aligned"} | bad).fit(cells.images)
+    with pytest.raises(ValueError, match="contrast: -1.0"): VAE(5, frame=AlignedFrame(contrast=-1.0)).fit(cells.images)
 
 
 def test_without_a_spectrum_only_the_crop_is_drawn(cells, monkeypatch):
     "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
     bare, whole = (
-        VAE(5, "beta", frame="aligned", n_spectra=n, hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4)
+        VAE(5, "beta", frame=AlignedFrame(n_spectra=n), hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4)
     )
     assert bare.module_.spectrum is None and whole.module_.spectrum is not None
     assert bare.history_["reconstruction"].iloc[0] < whole.history_["reconstruction"].iloc[0]           # one error less
     assert bare.score(cells.images) > 0
-    with pytest.raises(ValueError, match="n_spectra"): VAE(5, frame="aligned", n_spectra=-1).fit(cells.images)
-    from cellinterp.factors import vae as module
+    with pytest.raises(ValueError, match="n_spectra"): VAE(5, frame=AlignedFrame(n_spectra=-1)).fit(cells.images)
+    from cellinterp.factors import drawing as module
     # of many images: no spectrum a batch either
-    monkeypatch.setattr(module, "_KEEP", 100)
+    monkeypatch.setattr(module, "KEEP", 100)
     calls, made = [], module.polar_spectra
     monkeypatch.setattr(module, "polar_spectra", lambda x: calls.append(len(x)) or made(x))
-    VAE(5, "beta", frame="aligned", n_spectra=0, hidden=8, max_steps=3, **SMALL).fit(cells.images)
+    VAE(5, "beta", frame=AlignedFrame(n_spectra=0), hidden=8, max_steps=3, **SMALL).fit(cells.images)
     # the statistics before training
     assert len(calls) == 1
 
@@ -177,7 +177,7 @@ def test_save_and_load(tmp_path, cells, vae, model):
         (dict(objective="gamma"), "objective"),
         (dict(frame="polar"), "frame"),
         (dict(n_factors=0), "n_factors"),
-        (dict(supervision=-1), "supervision"),
+        (dict(head=Head(-1)), "weight"),
     ],
 )
 def test_vae_refuses_bad_arguments(cells, change, match):
@@ -195,7 +195,7 @@ def inf(x):
     return x
 
 
-@pytest.mark.parametrize("estimator", [VAE(4, supervision=1.0, max_steps=1), BlackBoxClassifier(max_steps=1)])
+@pytest.mark.parametrize("estimator", [VAE(4, head=Head(1.0), max_steps=1), BlackBoxClassifier(max_steps=1)])
 @pytest.mark.parametrize(
     "spoil,match",
     [
@@ -216,7 +216,7 @@ def test_bad_images_are_refused_before_work_starts(cells, estimator, spoil, matc
 
 def test_a_fitted_model_refuses_other_sizes(cells, vae):
     with pytest.raises(ValueError, match="was fitted on"): vae.transform(cells.images[..., :40])
-    with pytest.raises(ValueError, match="factors must have"): vae.draw(np.zeros((1, 9)))
+    with pytest.raises(ValueError, match="factors: shape"): vae.draw(np.zeros((1, 9)))
 
 
 # black box
@@ -304,7 +304,7 @@ def test_sparse_check_estimator(estimator, check): check(estimator)
 def test_pipeline_end_to_end(cells, tmp_path):
     from cellinterp.laws import SymbolicClassifier
     pipe = make_pipeline(
-        VAE(4, "beta", frame="aligned", supervision=0.5, hidden=32, max_steps=60, **SMALL),
+        VAE(4, "beta", frame="aligned", head=Head(0.5), hidden=32, max_steps=60, **SMALL),
         SparseClassifier(max_steps=40, random_state=0),
         SymbolicClassifier(max_evaluations=2000, n_restarts=1, n_edits=10, random_state=0),
     ).fit(cells.images, cells.labels)
@@ -347,18 +347,20 @@ def test_names_hold_up_under_chance():
 
 
 def test_of_many_images_the_aligned_targets_are_made_for_each_batch_and_are_the_same(monkeypatch):
-    from cellinterp.factors import vae as module
+    from cellinterp.factors import drawing
     images = simulate_nuclei(60, size=48, random_state=0).images
-    model = module.VAE(
-        3, "beta", frame="aligned", max_steps=3, hidden=8, widths=(4, 4, 4, 4), device="cpu", random_state=0
-    )
+    model = VAE(3, "beta", frame="aligned", max_steps=3, hidden=8, widths=(4, 4, 4, 4), device="cpu", random_state=0)
     model._learn_scale(images)
+    def made():
+        targets = AlignedFrame().targets(images, model._scaled, model._pixels(images))
+        for name, value in targets.learnt.items(): setattr(model, name, value)
+        return targets(rows, None)
     rows = torch.tensor([3, 50, 7])
-    crops, spectra = model._targets(images, model._pixels(images))[0](rows, None)
+    crops, spectra = made()
     np.testing.assert_allclose(spectra, _whitened(model, images[rows]), atol=1e-3)
     # statistics of 20 images, targets of 60
-    monkeypatch.setattr(module, "_KEEP", 20)
-    crops_anew, spectra_anew = model._targets(images, model._pixels(images))[0](rows, None)
+    monkeypatch.setattr(drawing, "KEEP", 20)
+    crops_anew, spectra_anew = made()
     assert torch.equal(crops, crops_anew) and len(model.spectrum_axes_) == 19
     np.testing.assert_allclose(spectra_anew, _whitened(model, images[rows]), atol=1e-3)
     assert np.isfinite(model.fit(images).history_.loss).all()
@@ -393,8 +395,8 @@ def test_a_thinned_head_is_a_law(cells, tmp_path):
     """As many weights as asked for, the same decisions as the head, also after saving; and with a checkpoint the
     training goes on where it was.
     """
-    options = dict(frame="aligned", supervision=.5, hidden=32, max_steps=40, **SMALL)
-    thin = VAE(5, "beta", head_terms=7, **options).fit(cells.images, cells.labels)
+    options = dict(frame="aligned", hidden=32, max_steps=40, **SMALL)
+    thin = VAE(5, "beta", head=Head(terms=7), **options).fit(cells.images, cells.labels)
     law = thin.head_law(digits=12)
     assert int(thin.module_.head.mask.sum()) == 7 == sum(e.count("*z") for e in law.expressions_)
     np.testing.assert_allclose(
@@ -402,21 +404,20 @@ def test_a_thinned_head_is_a_law(cells, tmp_path):
     )
     save(thin, tmp_path / "thin")
     np.testing.assert_array_equal(load(tmp_path / "thin").head_law().expressions_, thin.head_law().expressions_)
-    full = VAE(5, "beta", **options).fit(cells.images, cells.labels)
+    full = VAE(5, "beta", head=Head(), **options).fit(cells.images, cells.labels)
     assert sum(e.count("*z") for e in full.head_law().expressions_) == 5 * len(full.classes_)
     two = cells.labels == cells.labels[0]
-    pair = VAE(3, "beta", head_terms=2, **options).fit(cells.images, np.where(two, "this", "other"))
+    pair = VAE(3, "beta", head=Head(terms=2), **options).fit(cells.images, np.where(two, "this", "other"))
     np.testing.assert_allclose(
         pair.head_law(digits=12).predict_proba(pair.transform(cells.images)), pair.head_proba(cells.images), atol=1e-5
     )
     for wrong, message in (
-        (dict(head_terms=3), "supervision > 0"),
-        (dict(head_terms=3, head_hidden=(4,), supervision=1.0), "linear head"),
-        (dict(head_terms=0, supervision=1.0), "at least 1"),
+        (dict(terms=3, hidden=(4,)), "linear head"),
+        (dict(terms=0), "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            VAE(3, **wrong).fit(cells.images, cells.labels)
-    hidden = VAE(3, "beta", head_hidden=(6,), **options).fit(cells.images, cells.labels)
+            VAE(3, head=Head(**wrong)).fit(cells.images, cells.labels)
+    hidden = VAE(3, "beta", head=Head(hidden=(6,)), **options).fit(cells.images, cells.labels)
     assert hidden.head_proba(cells.images).shape == (len(cells.images), len(hidden.classes_))
     with pytest.raises(ValueError, match="linear head"): hidden.head_law()
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from cellinterp.data import simulate_nuclei
 from cellinterp.factors import VAE
 from cellinterp.factors.objectives import (
-    PRICES,
+    DIP,
+    OBJECTIVES,
     Discriminator,
+    FactorTC,
     contrast_loss,
-    dip_price,
     discriminator_loss,
-    factor_price,
     kl_per_factor,
     log_density,
     log_weights,
@@ -101,7 +101,7 @@ def test_discriminator_learns_the_total_correlation():
         discriminator_loss(D, sample(256)).backward()
         adam.step()
     z = sample(4000)
-    estimate = (factor_price(torch.zeros(1, 2), torch.zeros(1, 2), z, discriminator=D, gamma=2.0) / 2).item()
+    estimate = (FactorTC(2.0).price(torch.zeros(1, 2), torch.zeros(1, 2), z, network=D) / 2).item()
     # 0.51 nats
     assert estimate == pytest.approx(gaussian_tc(np.array([[1, rho], [rho, 1]])), abs=.12)
 
@@ -110,10 +110,10 @@ def test_factor_gradients_stay_apart():
     mu, logvar, z = codes()
     z = z.requires_grad_()
     D = Discriminator(3, (8,))
-    assert factor_price(mu, logvar, z, discriminator=D, gamma=3.0).item() == pytest.approx(
+    assert FactorTC(3.0).price(mu, logvar, z, network=D).item() == pytest.approx(
         kl_per_factor(mu, logvar).sum().item() + 3 * D(z).mean().item(), rel=1e-5
     )
-    factor_price(mu, logvar, z, discriminator=D, gamma=1.0).backward()
+    FactorTC(1.0).price(mu, logvar, z, network=D).backward()
     assert z.grad.abs().sum() > 0 and all(p.grad is None for p in D.parameters())
     # d TC / dz is the discriminator's own gradient
     expected = torch.autograd.grad(D(z).mean(), z)[0]
@@ -139,30 +139,30 @@ def test_dip_on_a_known_covariance(kind, expected):
     # Cov = [[2, 1], [1, 1]] about a mean of 7
     mu = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]) + 7
     logvar = torch.log(torch.tensor([[0.5, 0.25]])).expand(4, 2)
-    price = PRICES["dip-" + kind](mu, logvar, None, lambda_od=3.0) - kl_per_factor(mu, logvar).sum()
+    price = DIP(kind, lambda_od=3.0).price(mu, logvar, None) - kl_per_factor(mu, logvar).sum()
     assert price.item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_dip_is_zero_on_the_identity():
     mu = torch.tensor([[1., 1.], [1., -1.], [-1., 1.], [-1., -1.]])
     assert (
-        dip_price(mu, torch.zeros(4, 2), None) - kl_per_factor(mu, torch.zeros(4, 2)).sum()
+        DIP("i").price(mu, torch.zeros(4, 2), None) - kl_per_factor(mu, torch.zeros(4, 2)).sum()
     ).item() == pytest.approx(0, abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 999), name=st.sampled_from(sorted(set(PRICES) - {"factor"})))
+@given(seed=st.integers(0, 999), name=st.sampled_from(sorted(set(OBJECTIVES) - {"factor"})))
 def test_prices_do_not_see_the_order_or_the_sign_of_factors(seed, name):
     mu, logvar, z = codes(seed=seed)
     def price(mu, logvar, z):
-        return PRICES[name](mu, logvar, z, progress=.5, n_rows=50)
+        return OBJECTIVES[name].price(mu, logvar, z, progress=.5, n_rows=50)
     order, sign = torch.randperm(3, generator=torch.Generator().manual_seed(seed)), torch.tensor([1., -1., -1.])
     a, b = price(mu, logvar, z), price((mu * sign)[:, order], logvar[:, order], (z * sign)[:, order])
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 def test_sampling_is_checked():
-    with pytest.raises(ValueError, match="'weighted' or 'stratified'; got 'all'"):
+    with pytest.raises(ValueError, match="sampling: 'all'; expected 'weighted' or 'stratified'"):
         total_correlation(*[t for t in codes()][::-1], 10, "all")
     assert log_density(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0)).item() == pytest.approx(
         -0.5 * math.log(2 * math.pi)
@@ -176,10 +176,11 @@ def test_sampling_is_checked():
 def cells(): return simulate_nuclei(60, size=32, random_state=0)
 
 
-@pytest.mark.parametrize("objective", sorted(PRICES))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_every_objective_trains_and_repeats(cells, objective):
+    priced = FactorTC(units=(8, 8)) if objective == "factor" else objective
     def make():
-        return VAE(3, objective, max_steps=6, discriminator=(8, 8), batch_size=16, **SMALL).fit(cells.images)
+        return VAE(3, priced, max_steps=6, batch_size=16, **SMALL).fit(cells.images)
     a, b = make(), make()
     assert np.isfinite(a.history_.loss).all() and np.array_equal(a.transform(cells.images), b.transform(cells.images))
     assert not any("discriminator" in k for k in a.module_.state_dict())                # it served its purpose
@@ -195,7 +196,7 @@ def test_the_discriminator_trains_by_its_own_rule(cells, monkeypatch):
         )
         return real(self, *a, **k)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    VAE(3, "factor", max_steps=8, discriminator=(8, 8), batch_size=16, **SMALL).fit(cells.images)
+    VAE(3, FactorTC(units=(8, 8)), max_steps=8, batch_size=16, **SMALL).fit(cells.images)
     assert {s[1] for s in seen} == {(1e-4, (0.5, 0.9), 0.0, 3 * 8 + 8 + 8 * 8 + 8 + 8 + 1)}
     assert len({s[0][0] for s in seen}) > 3
 
@@ -203,7 +204,7 @@ def test_the_discriminator_trains_by_its_own_rule(cells, monkeypatch):
 def test_factor_vae_resumes_as_if_unbroken(cells, tmp_path, monkeypatch):
     def make(folder, **k):
         return VAE(
-            3, "factor", max_steps=260, discriminator=(8,), batch_size=8, checkpoint=folder, **SMALL
+            3, FactorTC(units=(8,)), max_steps=260, batch_size=8, checkpoint=folder, **SMALL
         )
     whole = make(None).fit(cells.images)
     class Power(Exception): pass
@@ -237,7 +238,7 @@ def test_dip_makes_free_codes_uncorrelated(kind):
     adam = torch.optim.Adam([mu, logvar], lr=0.02)
     for _ in range(300):
         adam.zero_grad()
-        dip_price(mu, logvar, None, lambda_od=100.0, kind=kind).backward()
+        DIP(kind, lambda_od=100.0).price(mu, logvar, None).backward()
         adam.step()
     assert distance() < 0.05 < 1 < before
 
@@ -245,7 +246,7 @@ def test_dip_makes_free_codes_uncorrelated(kind):
 def test_constants_reach_their_price(cells):
     "Between λ = 0 and λ = 20 the codes of the same network come close to unit covariance."
     def distance(lambda_od):
-        model = VAE(3, "dip-ii", lambda_od=lambda_od, max_steps=100, batch_size=40, learning_rate=1e-2, **SMALL).fit(
+        model = VAE(3, DIP("ii", lambda_od), max_steps=100, batch_size=40, learning_rate=1e-2, **SMALL).fit(
             cells.images[:40]
         )
         # as in training: the batch's own norms

@@ -154,7 +154,7 @@ def test_balanced_weights_sum_alike():
 
 @pytest.mark.parametrize(
     "name,value,match",
-    [("device", "gpu", "device must be"), ("precision", "fp8", "precision must be"), ("device", "cuda", "no CUDA")],
+    [("device", "gpu", "device: 'gpu'"), ("precision", "fp8", "precision: 'fp8'"), ("device", "cuda", "no CUDA")],
 )
 def test_unknown_device_or_precision(name, value, match):
     if value == "cuda" and torch.cuda.is_available():

@@ -19,6 +19,7 @@ from torch import nn
 
 from .pursuit import SELECTION, decode, gram_matrix, omp, scatter, to_csr
 from .stream import RowSource, open_rows, shuffled_batches
+from ..training.checkpoints import read_checkpoint
 from ..training.loop import TorchEstimator, _bar, _save, accelerator, teller
 
 # %% auto #0
@@ -373,8 +374,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         )
 
     def _resume(self, path, steps):
-        # nothing is unpickled
-        state, saved = self._state, torch.load(path, map_location=self.module_.bias.device, weights_only=True)
+        state, saved = self._state, read_checkpoint(path, self.module_.bias.device)
         want = dict(
             kind=type(self).__name__,
             max_steps=steps,

@@ -35,7 +35,7 @@ def _function(model, last):
     from cellinterp.training.augment import turns
     kind = type(model).__name__
     if kind == "VAE":
-        views = model.n_views if model._aligned else 1
+        views = model.frame_.n_views
         def encode(x):
             x = model._scaled(x)
             return sum(model.module_.encode(v)[0] for v in turns(x, views)) / views

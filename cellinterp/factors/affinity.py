@@ -17,7 +17,7 @@ from .affinity_matrices import check_affinity
 from .objectives import kl_per_factor
 from .pose import rotation_from_6d
 from .splats import SplatDecoder
-from .vae import ImageAutoencoder
+from .autoencoder import ImageAutoencoder
 from ..training.augment import random_turns, turned
 from ..training.images import pad_to
 

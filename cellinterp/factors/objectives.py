@@ -9,28 +9,87 @@ import math
 
 import torch
 import torch.nn.functional as F
+from sklearn.base import BaseEstimator
 from torch import nn
 from torch.func import functional_call
 
 # %% auto #0
-__all__ = ['PRICES', 'kl_per_factor', 'beta_price', 'capacity_price', 'log_density', 'log_weights', 'total_correlation',
-           'beta_tc_price', 'stratified_price', 'Discriminator', 'shuffled_columns', 'discriminator_loss',
-           'factor_price', 'dip_price', 'dip_ii_price', 'contrast_loss']
+__all__ = ['OBJECTIVES', 'kl_per_factor', 'Objective', 'Beta', 'Capacity', 'log_density', 'log_weights', 'total_correlation',
+           'BetaTC', 'Discriminator', 'shuffled_columns', 'discriminator_loss', 'FactorTC', 'DIP', 'contrast_loss',
+           'objective_of']
 
 # %% ../../nbs/factors/objectives.ipynb #30b61d8a
 def kl_per_factor(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     "KL(q(z_j|x) ‖ N(0, 1)) in nats, mean over the batch: (B, d), (B, d) → (d,)."
     return 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean(0)
 
+# %% ../../nbs/factors/objectives.ipynb #afe1ed29
+class Objective(BaseEstimator):
+    "A price for the code of a VAE, with the constants that it needs."
+
+    def check(self):
+        "Raise ValueError where a constant is negative or not finite."
+        for name, value in self.get_params(deep=False).items():
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: {value!r}; expected 0 or more")
+
+    def network(self, n_factors: int) -> nn.Module | None:
+        "A network that trains beside the VAE, or None."
+        return None
+
+    def price(self, mu, logvar, z, *, progress: float = 1.0, n_rows: int | None = None, network=None) -> torch.Tensor:
+        """What the codes of a batch cost, in nats.
+
+        Parameters
+        ----------
+        mu, logvar, z : Tensor (B, n_factors)
+            Mean and log variance of the codes, and a sample of them.
+        progress : float, default 1.0
+            Share of the training that is done, 0 to 1.
+        n_rows : int, optional
+            Number of images in the data set; the batch where it is not given.
+        network : nn.Module, optional
+            What `network` made, for the objective that needs one.
+
+        Returns
+        -------
+        Tensor, a scalar
+        """
+        raise NotImplementedError
+
 # %% ../../nbs/factors/objectives.ipynb #c2ab2d00
-def beta_price(mu, logvar, z, *, beta: float = 1.0, **_):
-    "β-VAE: β · KL."
-    return beta * kl_per_factor(mu, logvar).sum()
+class Beta(Objective):
+    """β-VAE: β · KL.
+
+    Parameters
+    ----------
+    beta : float, default 1.0
+        Price of a nat; 1 is the plain VAE.
+    """
+
+    def __init__(self, beta=1.0): self.beta = beta
+
+    def price(self, mu, logvar, z, **_): return self.beta * kl_per_factor(mu, logvar).sum()
 
 # %% ../../nbs/factors/objectives.ipynb #5b939acc
-def capacity_price(mu, logvar, z, *, progress: float, capacity: float = 50.0, gamma: float = 1000.0, **_):
-    "Capacity-β-VAE: γ |KL − C(t)|; `progress` = t / max_steps in [0, 1], `capacity` = C_max in nats."
-    return gamma * (kl_per_factor(mu, logvar).sum() - capacity * min(progress / 0.9, 1.0)).abs()
+class Capacity(Objective):
+    """Capacity-β-VAE: γ |KL − C(t)|.
+
+    Parameters
+    ----------
+    capacity : float, default 50.0
+        C_max, which the code may hold in the end, in nats.
+    gamma : float, default 1000.0
+        Weight of the distance from the capacity.
+    """
+
+    def __init__(self, capacity=50.0, gamma=1000.0):
+        self.capacity = capacity
+        self.gamma = gamma
+
+    def price(self, mu, logvar, z, *, progress=1.0, **_):
+        allowed = self.capacity * min(progress / 0.9, 1.0)
+        return self.gamma * (kl_per_factor(mu, logvar).sum() - allowed).abs()
 
 # %% ../../nbs/factors/objectives.ipynb #c22f41ed
 def log_density(z, mu, logvar):
@@ -43,7 +102,7 @@ def log_weights(batch: int, n_rows: int, sampling: str = "weighted") -> torch.Te
     "stratified".
     """
     if sampling not in ("weighted", "stratified"):
-        raise ValueError(f"sampling must be 'weighted' or 'stratified'; got {sampling!r}")
+        raise ValueError(f"sampling: {sampling!r}; expected 'weighted' or 'stratified'")
     if sampling == "weighted" or batch == 1: return torch.full((batch, batch), -math.log(n_rows * batch))
     m, i = batch - 1, torch.arange(batch)
     w = torch.full((batch, batch), 1 / m)
@@ -63,14 +122,25 @@ def total_correlation(z, mu, logvar, n_rows: int, sampling: str = "weighted"):
     log_product = (pair + w[..., None]).logsumexp(1).sum(-1)                           # (B,)
     return (log_qz - log_product).mean()
 
+# %% ../../nbs/factors/objectives.ipynb #b4676cb3
+class BetaTC(Objective):
+    """β-TCVAE: KL + (β − 1) TC, the total correlation estimated by sampling.
 
-def beta_tc_price(mu, logvar, z, *, n_rows: int, beta: float = 6.0, sampling: str = "weighted", **_):
-    "β-TCVAE: KL + (β − 1) TC."
-    return kl_per_factor(mu, logvar).sum() + (beta - 1) * total_correlation(z, mu, logvar, n_rows, sampling)
+    Parameters
+    ----------
+    beta : float, default 6.0
+        Price of a nat of total correlation.
+    sampling : "weighted" or "stratified", default "weighted"
+        How a batch stands for all images.
+    """
 
+    def __init__(self, beta=6.0, sampling="weighted"):
+        self.beta = beta
+        self.sampling = sampling
 
-def stratified_price(mu, logvar, z, **constants):
-    return beta_tc_price(mu, logvar, z, sampling="stratified", **constants)
+    def price(self, mu, logvar, z, *, n_rows=None, **_):
+        tc = total_correlation(z, mu, logvar, n_rows or len(z), self.sampling)
+        return kl_per_factor(mu, logvar).sum() + (self.beta - 1) * tc
 
 # %% ../../nbs/factors/objectives.ipynb #36239c24
 class Discriminator(nn.Sequential):
@@ -94,24 +164,58 @@ def discriminator_loss(discriminator, z):
     return 0.5 * (F.softplus(-discriminator(z)).mean() + F.softplus(discriminator(shuffled_columns(z))).mean())
 
 
-def factor_price(mu, logvar, z, *, discriminator, gamma: float = 10.0, **_):
-    "FactorVAE: KL + γ TC, the TC by density ratio; no gradient reaches the discriminator."
-    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return kl_per_factor(mu, logvar).sum() + gamma * functional_call(discriminator, frozen, (z,)).mean()
+class FactorTC(Objective):
+    """FactorVAE: KL + γ TC, the TC by density ratio; no gradient reaches the discriminator.
+
+    Parameters
+    ----------
+    gamma : float, default 10.0
+        Weight of the total correlation.
+    units : tuple of int, default (1000,) * 6
+        Units a layer of the discriminator, which trains along and is not kept.
+    """
+
+    def __init__(self, gamma=10.0, units=(1000,) * 6):
+        self.gamma = gamma
+        self.units = units
+
+    def network(self, n_factors): return Discriminator(n_factors, tuple(self.units))
+
+    def price(self, mu, logvar, z, *, network, **_):
+        frozen = {name: p.detach() for name, p in network.named_parameters()}
+        return kl_per_factor(mu, logvar).sum() + self.gamma * functional_call(network, frozen, (z,)).mean()
 
 # %% ../../nbs/factors/objectives.ipynb #0ed5b706
-def dip_price(mu, logvar, z, *, lambda_od: float = 10.0, lambda_d: float | None = None, kind: str = "i", **_):
-    """DIP-VAE: KL + λ_od Σ_{i≠j} C² + λ_d Σ (C_ii − 1)²; kind "i": C = Cov(μ), "ii": + E[σ²]. λ_d: 10 λ_od in I, λ_od
-    in II.
+class DIP(Objective):
+    """DIP-VAE: KL + λ_od Σ_{i≠j} C² + λ_d Σ (C_ii − 1)².
+
+    Parameters
+    ----------
+    kind : "i" or "ii", default "i"
+        C = Cov(μ), or Cov(μ) + E[σ²].
+    lambda_od : float, default 10.0
+        Weight of the elements off the diagonal.
+    lambda_d : float, optional
+        Weight of those on it; None: 10 λ_od in I, λ_od in II.
     """
-    c = mu - mu.mean(0)
-    C = c.T @ c / len(mu) + (torch.diag(logvar.exp().mean(0)) if kind == "ii" else 0)
-    lambda_d = lambda_od * (10 if kind == "i" else 1) if lambda_d is None else lambda_d
-    off = C.square().sum() - C.diagonal().square().sum()
-    return kl_per_factor(mu, logvar).sum() + lambda_od * off + lambda_d * (C.diagonal() - 1).square().sum()
 
+    def __init__(self, kind="i", lambda_od=10.0, lambda_d=None):
+        self.kind = kind
+        self.lambda_od = lambda_od
+        self.lambda_d = lambda_d
 
-def dip_ii_price(mu, logvar, z, **constants): return dip_price(mu, logvar, z, kind="ii", **constants)
+    def check(self):
+        super().check()
+        if self.kind not in ("i", "ii"): raise ValueError(f"kind: {self.kind!r}; expected 'i' or 'ii'")
+
+    def price(self, mu, logvar, z, **_):
+        c = mu - mu.mean(0)
+        C = c.T @ c / len(mu)
+        if self.kind == "ii": C = C + torch.diag(logvar.exp().mean(0))
+        usual = self.lambda_od * (10 if self.kind == "i" else 1)
+        lambda_d = usual if self.lambda_d is None else self.lambda_d
+        off = C.square().sum() - C.diagonal().square().sum()
+        return kl_per_factor(mu, logvar).sum() + self.lambda_od * off + lambda_d * (C.diagonal() - 1).square().sum()
 
 # %% ../../nbs/factors/objectives.ipynb #e82dd98e
 def contrast_loss(a, b, temperature: float = 0.1):
@@ -124,12 +228,21 @@ def contrast_loss(a, b, temperature: float = 0.1):
     return F.cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(a)))
 
 # %% ../../nbs/factors/objectives.ipynb #e7e7e688
-PRICES = {
-    "beta": beta_price,
-    "capacity": capacity_price,
-    "beta-tc": beta_tc_price,
-    "beta-tc-stratified": stratified_price,
-    "factor": factor_price,
-    "dip-i": dip_price,
-    "dip-ii": dip_ii_price,
+OBJECTIVES = {
+    "beta": Beta(),
+    "capacity": Capacity(),
+    "beta-tc": BetaTC(),
+    "beta-tc-stratified": BetaTC(sampling="stratified"),
+    "factor": FactorTC(),
+    "dip-i": DIP("i"),
+    "dip-ii": DIP("ii"),
 }
+
+
+def objective_of(objective) -> Objective:
+    "The objective of that name with its usual constants, or the one given, checked. Raises ValueError for others."
+    if isinstance(objective, str) and objective in OBJECTIVES: return OBJECTIVES[objective]
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective: {objective!r}; expected one of {', '.join(map(repr, OBJECTIVES))}, or an Objective")
+    objective.check()
+    return objective

@@ -5,456 +5,110 @@
 # %% ../../nbs/factors/vae.ipynb #eee8d1dd
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import TransformerMixin
-from torch import nn
+from sklearn.base import clone
 
-from ..data.images import check_images
-from .objectives import PRICES, Discriminator, contrast_loss, discriminator_loss, kl_per_factor
-from ..training.augment import aligned_crops, polar_spectra, random_views, turns
-from ..training.images import ConvBlocks, ImageEstimator, pad_to
-from ..training.loop import balanced_weights
+from ..data.axes import check_images
+from ..data.seeds import as_seed
+from .autoencoder import ImageAutoencoder
+from .drawing import AlignedFrame, frame_of
+from .network import Network
+from .objectives import Discriminator, contrast_loss, discriminator_loss, kl_per_factor, objective_of
+from ..training.augment import turns
+from ..training.loop import auto_steps, balanced_weights
 
 # %% auto #0
-__all__ = ['ImageAutoencoder', 'VAE', 'turned_alike']
+__all__ = ['Loss', 'Codes', 'Labelled', 'VAE']
 
-# %% ../../nbs/factors/vae.ipynb #7e2d4310
-class _ThinnedLinear(nn.Linear):
-    "A linear layer of which `thin` leaves the largest weights, while it is trained."
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out)
-        self.register_buffer("mask", torch.ones_like(self.weight))
-
-    def forward(self, z): return F.linear(z, self.weight * self.mask, self.bias)
-
-    @torch.no_grad()
-    def thin(self, n: int, spread):
-        """Keep the `n` weights that move the output most: |w| times the `spread` (n_in,) of their input. What is gone
-        stays gone.
-        """
-        strength = (self.weight.abs() * spread * self.mask).flatten()
-        if n < self.mask.sum():
-            self.mask = torch.zeros_like(strength).index_fill(0, strength.topk(n).indices, 1.0).view_as(self.mask)
-
-
-class _Network(nn.Module):
-    """Encoder to (μ, log σ²), decoder to the drawing (and the spectrum), head to the class logits where there are
-    labels.
+# %% ../../nbs/factors/vae.ipynb #a712b0e4
+class Loss:
+    """The loss of a VAE's training step: `loss(module, rows, t)` → a dictionary of its terms, as `training.loop.train`
+    takes it.
     """
 
-    def __init__(
-        self, image_shape, n_factors, widths, hidden, grid, n_spectra, n_classes, head_hidden=(), thinned=False
-    ):
-        super().__init__()
-        channels, h, w = image_shape
-        self.blocks, pool = ConvBlocks(channels, widths), nn.AdaptiveAvgPool2d(4)
-        self.encoder = nn.Sequential(
-            self.blocks,
-            pool,
-            nn.Flatten(),
-            nn.Linear(16 * widths[-1], hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 2 * n_factors),
-        )
-        self.start = tuple(s // 8 for s in grid)  # three doublings end at `grid`
-        up = [
-            nn.Linear(n_factors, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, widths[-2] * self.start[0] * self.start[1]),
-            nn.ReLU(),
-            nn.Unflatten(1, (widths[-2], *self.start)),
-        ]
-        size = widths[-2]
-        for out in (widths[-3], widths[-4], widths[-4]):
-            up += [nn.Upsample(scale_factor=2), nn.Conv2d(size, out, 3, padding=1), nn.ReLU()]
-            size = out
-        self.decoder = nn.Sequential(*up, nn.Conv2d(size, channels, 3, padding=1))
-        self.spectrum = (
-            nn.Sequential(nn.Linear(n_factors, hidden), nn.ReLU(), nn.Linear(hidden, n_spectra)) if n_spectra else None
-        )
-        sizes = [n_factors, *head_hidden]
-        last = (_ThinnedLinear if thinned else nn.Linear)(sizes[-1], n_classes) if n_classes else None
-        self.head = (
-            nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.Tanh())], last)
-            if n_classes and head_hidden
-            else last
-        )
-        self.decoder.to(memory_format=torch.channels_last)
+    def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps):
+        self.frame, self.head, self.objective = model.frame_, model._head, objective
+        self.targets, self.pixels, self.codes = targets, pixels, codes
+        self.n_rows, self.max_steps = n_rows, max_steps
 
-    def encode(self, x):
-        mu, logvar = self.encoder(x).chunk(2, -1)                                       # (B, d) each
-        return mu, logvar.clamp(-10, 6)
-
-    def forward(self, x):
-        mu, logvar = self.encode(x)
-        z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
-        return (
-            mu,
-            logvar,
-            z,
-            self.decoder(z),
-            None if self.spectrum is None else self.spectrum(z),
-            None if self.head is None else self.head(z),
-        )
-
-# %% ../../nbs/factors/vae.ipynb #dd8fda3b
-class ImageAutoencoder(TransformerMixin, ImageEstimator):
-    """What the VAEs of this package share once they are trained.
-
-    A model gives `_encode(images)` -> (μ, log σ², …), each (N, …), and `draw(factors, …)` -> drawings in scaled units;
-    where more than μ is drawn from, `_redraw`.
-    """
-
-    @property
-    # a volume counts for many images
-    def _rows_at_once(self): return int(np.clip(2**24 // math.prod(self.image_shape_), 16, 512))
-
-    def transform(self, images):
-        "Images (N, C, …) → factors μ (N, n_factors), float32. Columns are never reordered."
-        return self._encode(self._check(images))[0]
-
-    def get_feature_names_out(self, input_features=None):
-        return np.array([f"z{j}" for j in range(self.n_factors)], dtype=object)
-
-    def _check_factors(self, factors):
-        factors = np.asarray(factors, dtype=np.float32)
-        if factors.ndim != 2 or factors.shape[1] != self.n_factors:
-            raise ValueError(f"factors must have the shape (N, {self.n_factors}); got {factors.shape}")
-        return factors
-
-    def _uncropped(self, drawing):
-        "The middle (N, C, …) of padded drawings: what `pad_to` added is cut off."
-        middle = [slice((p - s) // 2, (p - s) // 2 + s) for p, s in zip(drawing.shape[2:], self.image_shape_[1:])]
-        return drawing[(slice(None), slice(None), *middle)]
-
-    def _drawn(self, images):
-        "What a perfect decoder would draw of these images, scaled."
-        return self._scaled(torch.as_tensor(images.astype(np.float32))).numpy()
-
-    def _redraw(self, code): return self.draw(code[0])
-
-    def _errors(self, images, code):
-        "Sum of squared errors of every drawing (N,); `code` as from `_encode`."
-        errors, rows = np.empty(len(images), np.float32), self._rows_at_once
-        for k in range(0, len(images), rows):
-            error = self._drawn(images[k:k + rows]) - self._redraw([c[k:k + rows] for c in code])
-            errors[k:k + rows] = np.square(error).reshape(len(error), -1).sum(1)
-        return errors
-
-    def _remember(self, images):
-        "Learn from the training images what later ones are held against; returns their code."
-        code = self._encode(images)
-        mu, logvar = code[:2]
-        self.factor_mean_, self.factor_std_ = mu.mean(0), mu.std(0)
-        self.kl_ = kl_per_factor(torch.as_tensor(mu), torch.as_tensor(logvar)).numpy()
-        self.error_quantiles_ = np.percentile(self._errors(images, code), np.arange(101)).astype(np.float32)
-        return code
-
-    def reconstruction_error(self, images):
-        "Sum of squared errors of the drawing of every image, in scaled units: (N,)."
-        images = self._check(images)
-        return self._errors(images, self._encode(images))
-
-    def reconstruction_percentile(self, images):
-        """Where each image's reconstruction error lies among the training images': (N,) in 0 .. 100. Above 99: unlike
-        anything seen in training.
-        """
-        return np.interp(self.reconstruction_error(images), self.error_quantiles_, np.arange(101)).astype(np.float32)
-
-    def score(self, images, y=None):
-        "Explained variance of the drawings over the images given: 1 = perfect, 0 = their mean."
-        images = self._check(images)
-        drawn = self._drawn(images)
-        return float(1 - self._errors(images, self._encode(images)).sum() / np.square(drawn - drawn.mean(0)).sum())
-
-# %% ../../nbs/factors/vae.ipynb #e2903aba
-_KEEP = 10_000  # aligned crops and spectra of as many images are kept; of more, they are made anew for every batch
-
-
-class VAE(ImageAutoencoder):
-    """Disentangled convolutional VAE.
-
-    Parameters
-    ----------
-    n_factors : width of the code. The paper's group used 32 [Soelistyo & Lowe 2024].
-    objective : "capacity" (Burgess et al. 2018), "beta" (Higgins et al. 2017), "beta-tc" or "beta-tc-stratified" (Chen
-        et al. 2018),
-        "factor" (Kim & Mnih 2018), "dip-i" or "dip-ii" (Kumar et al. 2018): see `factors.objectives`.
-    frame : "image" draws the image as it lies; "aligned" draws it in its own frame, so that factors are free of
-        orientation.
-    beta, capacity, gamma, lambda_od : the objective's own constants; None: β = 1 for "beta", 6 for "beta-tc"; γ = 1000
-        for "capacity", 10 for "factor";
-        λ_od = 10. Capacity in nats.
-    discriminator : units a layer of FactorVAE's discriminator, which trains along and is not kept.
-    supervision : weight of the cross-entropy of a linear head on the factors; 0 = unsupervised, and labels are ignored.
-    contrast : weight of `contrast_loss` between two random views of an image, which holds the factors to what tells
-        images apart (frame="aligned"); a batch is then half as many images,
-        each twice. 0 = none.
-    head_terms : weights that the linear head is left with, thinned out while the encoder trains, so that `head_law` is
-        short; None = all.
-    head_hidden : units of hidden layers of the head, for factors that need not be linear in the log-odds; no
-        `head_terms` then.
-    widths, hidden : encoder channels a block, units of the dense layers. fidelity : λ, weight of R; None: 2000 for
-        frame="aligned", 1 for "image".
-    n_spectra : principal components of the spectrum that are drawn along (frame="aligned"); 0 = none.
-    n_views : exact turns and mirrors of an image over which `transform` averages (frame="aligned").
-    max_steps : "auto" = 40 epochs, at least 600 and at most 4,000 steps.
-    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`.
-
-    Attributes
-    ----------
-    module_, history_, classes_ (with supervision), kl_ (n_factors,) nats a factor, factor_mean_, factor_std_
-    (n_factors,) over the training cells,
-    error_quantiles_ (101,) : percentiles of the training cells' reconstruction error.
-    """
-
-    def __init__(
-        self,
-        n_factors=32,
-        objective="capacity",
-        *,
-        frame="image",
-        beta=None,
-        capacity=50.0,
-        gamma=None,
-        lambda_od=None,
-        discriminator=(1000,) * 6,
-        supervision=0.0,
-        contrast=0.0,
-        head_terms=None,
-        head_hidden=(),
-        widths=(16, 32, 64, 128),
-        hidden=256,
-        fidelity=None,
-        n_spectra=32,
-        n_views=4,
-        max_steps="auto",
-        batch_size=64,
-        learning_rate=2e-3,
-        device="auto",
-        precision="auto",
-        random_state=None,
-        checkpoint=None,
-        verbose=False
-    ):
-        self.n_factors, self.objective, self.frame, self.beta, self.capacity, self.gamma = (
-            n_factors,
-            objective,
-            frame,
-            beta,
-            capacity,
-            gamma,
-        )
-        self.lambda_od, self.discriminator, self.contrast, self.head_terms, self.head_hidden = (
-            lambda_od,
-            discriminator,
-            contrast,
-            head_terms,
-            head_hidden,
-        )
-        self.supervision, self.widths, self.hidden, self.fidelity, self.n_spectra, self.n_views = (
-            supervision,
-            widths,
-            hidden,
-            fidelity,
-            n_spectra,
-            n_views,
-        )
-        self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
-
-    def _check_arguments(self):
-        if self.objective not in PRICES:
-            raise ValueError(f"objective must be one of {', '.join(map(repr, PRICES))}; got {self.objective!r}")
-        if self.frame not in ("image", "aligned"):
-            raise ValueError(f"frame must be 'image' or 'aligned'; got {self.frame!r}")
-        if self.n_factors < 1: raise ValueError(f"n_factors must be at least 1; got {self.n_factors}")
-        if self.n_spectra < 0: raise ValueError(f"n_spectra must be 0 or more; got {self.n_spectra}")
-        if self.supervision < 0: raise ValueError(f"supervision must be 0 or more; got {self.supervision}")
-        if self.contrast < 0 or self.contrast and not self._aligned:
-            raise ValueError(
-                "contrast must be 0 or more, and 0 without frame='aligned', where the images of a batch are turned"
-                f" alike; got {self.contrast}"
-            )
-        if self.head_terms is not None and (self.head_hidden or not self.supervision):
-            raise ValueError("head_terms needs supervision > 0 and a linear head (head_hidden=())")
-        if self.head_terms is not None and self.head_terms < 1:
-            raise ValueError(f"head_terms must be None or at least 1; got {self.head_terms}")
-
-    @property
-    def _aligned(self): return self.frame == "aligned"
-
-    @property
-    def _grid(self):
-        "(h, w) of the drawing: the image padded to eights, or the aligned crop."
-        return (32, 32) if self._aligned else tuple(s + -s % 8 for s in self.image_shape_[1:])
-
-    def _build(self):
-        return _Network(
-            self.image_shape_,
-            self.n_factors,
-            self.widths,
-            self.hidden,
-            self._grid,
-            len(getattr(self, "spectrum_axes_", ())),
-            len(self.classes_) if self.supervision else 0,
-            tuple(self.head_hidden),
-            self.head_terms is not None,
-        )
-
-    def _make_discriminator(self):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed() + 1)
-            return Discriminator(self.n_factors, tuple(self.discriminator))
-
-    def fit(self, images, y=None):
-        """images (N, C, H, W); y (N,) class names, used only with `supervision`, "" = unlabelled. Raises ValueError for
-        what `check_images` refuses.
-        """
-        self._check_arguments()
-        if self.supervision and y is None:
-            raise ValueError(f"supervision={self.supervision} needs labels: call fit(images, y)")
-        images, y = (check_images(images), None) if not self.supervision else check_images(images, y)
-        self._learn_scale(images)
-        pixels, weights, codes = self._pixels(images), None, None
-        if self.supervision:
-            self.classes_ = np.unique(y[y != ""])
-            codes = np.where(y == "", -1, np.searchsorted(self.classes_, y))
-            weights = balanced_weights(codes - codes.min())
-            codes = torch.as_tensor(codes)
-        # rows -> (crop or image, spectrum or None)
-        draw, drawn_variance = self._targets(images, pixels)
-        self.module_ = self._make_module(self._seed())
-        max_steps = (
-            int(np.clip(40 * (len(images) // self.batch_size), 600, 4000))
-            if self.max_steps == "auto"
-            else self.max_steps
-        )
-        price, constants = PRICES[self.objective], {
-            k: v for k in ("beta", "capacity", "gamma", "lambda_od") if (v := getattr(self, k)) is not None
+    def __call__(self, module, rows, t):
+        if self.frame.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)             # every image twice
+        x = self.frame.view(self.pixels(rows))
+        mu, logvar, z, drawing, spectrum, logits = module(x)
+        progress, net = t / self.max_steps, getattr(module, "module", module)
+        terms = {
+            "reconstruction": self.frame.fidelity * self.error(rows, x, drawing, spectrum),
+            "kl": kl_per_factor(mu, logvar).sum(),
         }
-        fidelity = (2000.0 if self._aligned else 1.0) if self.fidelity is None else self.fidelity
-        judge, groups = None, None
-        # it learns beside the VAE, at a rate of its own
-        if self.objective == "factor":
-            vae_parameters = list(self.module_.parameters())
-            judge = constants["discriminator"] = self.module_.discriminator = self._make_discriminator()
-            groups = [{"params": vae_parameters}, {"params": list(judge.parameters()), **Discriminator.adam}]
+        loss = terms["reconstruction"] + self.price(net, mu, logvar, z, progress)
+        if hasattr(net, "discriminator"):
+            terms["discriminator"] = discriminator_loss(net.discriminator, z)
+            loss = loss + terms["discriminator"]
+        if self.frame.contrast:
+            terms["contrast"] = contrast_loss(*mu.chunk(2))
+            loss = loss + self.frame.contrast * self.frame.fidelity * terms["contrast"]
+        if logits is not None:
+            self.head.thin(net.head, mu, progress)
+            terms["cross_entropy"] = self.cross_entropy(logits, rows)
+            loss = loss + self.head.weight * self.frame.label_scale * terms["cross_entropy"]
+        return {"loss": loss, **terms}
 
-        def step(module, rows, t):
-            if self.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)
-            x = random_views(pixels(rows)) if self._aligned else turned_alike(pixels(rows))
-            target, spectrum = draw(rows, x)
-            mu, logvar, z, drawing, drawn_spectrum, logits = module(x)
-            error = (drawing - target).square().flatten(1).sum(1).mean()
-            if self._aligned: error = error / drawn_variance
-            if drawn_spectrum is not None: error = error + (drawn_spectrum - spectrum).square().mean()
-            error = fidelity * error
-            cost = price(mu, logvar, z, progress=t / max_steps, n_rows=len(images), **constants)
-            out = {"loss": error + cost, "reconstruction": error, "kl": kl_per_factor(mu, logvar).sum()}
-            if judge is not None:
-                out["discriminator"] = discriminator_loss(judge, z)
-                out["loss"] = out["loss"] + out["discriminator"]
-            if self.contrast:
-                out["contrast"] = contrast_loss(*mu.chunk(2))
-                out["loss"] = out["loss"] + self.contrast * fidelity * out["contrast"]
-            if self.supervision:
-                y = codes.to(rows.device)[rows]
-                if self.head_terms is not None:
-                    self.module_.head.thin(self._terms_left(t / max_steps), mu.detach().std(0))
-                out["cross_entropy"] = F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
-                out["loss"] = (
-                    out["loss"] + self.supervision * (fidelity if self._aligned else 100.0) * out["cross_entropy"]
-                )
-            return out
+    def error(self, rows, x, drawing, spectrum):
+        "R: of the drawing and, where it is drawn, of the spectrum."
+        target, wanted = self.targets(rows, x)
+        error = (drawing - target).square().flatten(1).sum(1).mean() / self.targets.variance
+        return error if spectrum is None else error + (spectrum - wanted).square().mean()
 
-        self.history_ = self._train(
-            step,
-            len(images),
-            max_steps=max_steps,
-            weights=weights,
-            schedule="onecycle",
-            weight_decay=0.01,
-            parameters=groups,
-        )
-        if judge is not None: del self.module_.discriminator
-        self._remember(images)
-        return self
+    def price(self, net, mu, logvar, z, progress):
+        network = getattr(net, "discriminator", None)
+        return self.objective.price(mu, logvar, z, progress=progress, n_rows=self.n_rows, network=network)
 
-    def _terms_left(self, progress):
-        """Weights that the head has now: all of them for three tenths of the training, `head_terms` from seven tenths
-        on.
-        """
-        every = self.n_factors * len(self.classes_)
-        return self.head_terms + int(max(0, every - self.head_terms) * (1 - np.clip((progress - .3) / .4, 0, 1)) ** 3)
+    def cross_entropy(self, logits, rows):
+        "Images without a label do not count."
+        y = self.codes.to(rows.device)[rows]
+        return F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
 
-    def _targets(self, images, pixels):
-        "What to draw, for every row of `images`: (rows, x) -> (drawing, spectrum), and the drawings' total variance."
-        if not self._aligned: return (lambda rows, x: (pad_to(x, 8), None)), 1.0
-        # all of them, or a sample for their statistics
-        kept = images[::-(-len(images) // _KEEP)]
-        crops, spectra = [], []
-        with torch.no_grad():
-            for k in range(0, len(kept), 512):
-                x = self._scaled(torch.as_tensor(kept[k:k + 512].astype(np.float32)))
-                crops.append(aligned_crops(x))
-                spectra.append(polar_spectra(x))
-        crops, spectra = torch.cat(crops), torch.cat(spectra)                            # (N, C, 32, 32), (N, S)
-        self.drawing_mean_, self.spectrum_mean_ = crops.mean(0).numpy(), spectra.mean(0).numpy()
-        centred = spectra - spectra.mean(0)
-        k = min(self.n_spectra, len(kept) - 1)
-        _, scale, axes = torch.linalg.svd(centred, full_matrices=False)
-        # (k, S): whitens
-        self.spectrum_axes_ = (axes[:k] / (scale[:k, None] / len(kept) ** 0.5).clamp_min(1e-6)).numpy()
-        axes, mean, variance = (
-            torch.as_tensor(self.spectrum_axes_).T,
-            spectra.mean(0),
-            crops.var(0, correction=0).sum().item(),
-        )
-        if len(kept) == len(images):
-            whitened = centred @ axes
-            return (lambda rows, x: (crops.to(rows.device)[rows], whitened.to(rows.device)[rows])), variance
-        # many images: the batch's targets when they are asked for
-        def anew(rows, x):
-            with torch.no_grad():
-                x = pixels(rows)
-                return aligned_crops(x), (polar_spectra(x) - mean.to(x.device)) @ axes.to(x.device) if k else None
-        return anew, variance
+# %% ../../nbs/factors/vae.ipynb #cf9ce7e3
+class Codes:
+    "What a fitted VAE says of images and of factors."
+
+    @property
+    def _aligned(self): return isinstance(self.frame_, AlignedFrame)
 
     def _encode(self, images):
         "→ μ, log σ² (N, n_factors): means over the views."
         def views(x):
             x = self._scaled(x)
-            codes = [self.module_.encode(v) for v in turns(x, self.n_views if self._aligned else 1)]
+            codes = [self.module_.encode(v) for v in turns(x, self.frame_.n_views)]
             return tuple(torch.stack(c).mean(0) for c in zip(*codes))
         return self._apply(views, images)
 
-    def augmented(self, images, n_views: int = 4, random_state: int = 0):
-        """Factors of random views of every image, turned, mirrored, scaled, shifted and gained as in training:
-        (n_views, N, n_factors).
+    def augmented(self, images, n_views: int = 4, random_state=0):
+        """Factors of random views of every image, turned, mirrored, scaled, shifted and gained as in training.
 
         A law fitted on all of them, with labels and groups tiled, does not lean on how one view happens to come out.
+
+        Parameters
+        ----------
+        images : array (N, C, H, W)
+        n_views : int, default 4
+        random_state : int, None, RandomState or Generator, default 0
+
+        Returns
+        -------
+        array (n_views, N, n_factors)
         """
-        images, view = self._check(images), random_views if self._aligned else turned_alike
+        images, view = self._check(images), self.frame_.view
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_state)
+            torch.manual_seed(as_seed(random_state))
             return np.stack(
                 [self._apply(lambda x: self.module_.encode(view(self._scaled(x)))[0], images) for _ in range(n_views)]
             )
 
     def draw(self, factors):
-        """Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame="image", (N, C, 32, 32) aligned
+        """Factors (N, n_factors) → drawings in scaled units: (N, C, H, W) with frame="image", (N, C, size, size) aligned
         crops with frame="aligned".
         """
         drawing = self._apply(self.module_.decoder, self._check_factors(factors))
@@ -472,8 +126,12 @@ class VAE(ImageAutoencoder):
     def _drawn(self, images):
         "The aligned crops with frame=\"aligned\", scaled."
         return (
-            self._apply(lambda x: aligned_crops(self._scaled(x)), images) if self._aligned else super()._drawn(images)
+            self._apply(lambda x: self.frame_.crops(self._scaled(x)), images) if self._aligned else super()._drawn(images)
         )
+
+# %% ../../nbs/factors/vae.ipynb #b4553c57
+class Labelled:
+    "What a VAE with a head says of classes, and what each of its factors means."
 
     def describe(self, images, pixel_size=None, channel=0):
         """What each factor means, by the measured shape of these cells: see `factors.naming.describe_factors`.
@@ -490,18 +148,18 @@ class VAE(ImageAutoencoder):
 
     def head_proba(self, images):
         "With supervision: the head's class probabilities at μ, (N, K) in the order of `classes_`."
-        if not self.supervision: raise ValueError("head_proba needs a model fitted with supervision > 0")
+        if self._head is None: raise ValueError("head: None; expected a model fitted with a Head of weight > 0")
         return self._apply(lambda z: self.module_.head(z).softmax(-1), self.transform(images))
 
     def head_law(self, digits: int = 4):
         """The linear head as a law: a fitted `SymbolicClassifier` whose equations are the logits, a class each, over
         the factors.
 
-        With `head_terms` it is short. Raises ValueError for a model without a head, or whose head has hidden layers.
+        With `Head(terms=…)` it is short. Raises ValueError for a model without a head, or whose head has hidden layers.
         """
         from cellinterp.laws.symbolic import SymbolicClassifier
-        if not self.supervision or self.head_hidden:
-            raise ValueError("head_law needs a model fitted with supervision > 0 and a linear head (head_hidden=())")
+        if self._head is None or self.head.hidden:
+            raise ValueError(f"head: {self.head!r}; expected a Head of weight > 0 and without hidden layers, a linear head")
         head = self.module_.head
         # (K, d), (K,)
         weight, bias = (
@@ -515,8 +173,137 @@ class VAE(ImageAutoencoder):
         ]
         return SymbolicClassifier.from_expressions(text, self.classes_, names, digits=digits)
 
+# %% ../../nbs/factors/vae.ipynb #e2903aba
+class VAE(Labelled, Codes, ImageAutoencoder):
+    """Disentangled convolutional VAE.
 
-def turned_alike(x: torch.Tensor) -> torch.Tensor:
-    "One random exact turn or mirror for the whole batch: the flips and quarter turns of the paper group's public VAE."
-    views = turns(x)
-    return views[int(torch.randint(len(views), ()))]
+    Parameters
+    ----------
+    n_factors : int, default 32
+        Width of the code; the paper's group used 32 [Soelistyo & Lowe 2024].
+    objective : str or Objective, default "capacity"
+        What the code costs: a name with its usual constants ("capacity", "beta", "beta-tc", "beta-tc-stratified",
+        "factor", "dip-i", "dip-ii"), or `BetaTC(beta=4)` and the like: see `factors.objectives`.
+    frame : "image", "aligned", ImageFrame or AlignedFrame, default "image"
+        What is drawn: the image as it lies, or the cell in its own frame; see `factors.drawing`.
+    head : Head, optional
+        Holds the factors to labels: see `factors.network.Head`. None: unsupervised, and labels are ignored.
+    widths : tuple of int, default (16, 32, 64, 128)
+        Channels of the encoder's four blocks.
+    hidden : int, default 256
+        Units of the dense layers.
+    max_steps : int or "auto", default "auto"
+        "auto" = 40 epochs, at least 600 and at most 4,000 steps.
+    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose
+        As in `training.loop.train`.
+
+    Attributes
+    ----------
+    module_ : Network
+    history_ : DataFrame, the terms of the loss at the steps that were logged
+    classes_ : (K,) class names, with a head
+    kl_ : (n_factors,) nats a factor
+    factor_mean_, factor_std_ : (n_factors,) over the training cells
+    error_quantiles_ : (101,) percentiles of the training cells' reconstruction error
+    """
+
+    def __init__(
+        self,
+        n_factors=32,
+        objective="capacity",
+        *,
+        frame="image",
+        head=None,
+        widths=(16, 32, 64, 128),
+        hidden=256,
+        max_steps="auto",
+        batch_size=64,
+        learning_rate=2e-3,
+        device="auto",
+        precision="auto",
+        random_state=None,
+        checkpoint=None,
+        verbose=False,
+    ):
+        self.n_factors = n_factors
+        self.objective = objective
+        self.frame = frame
+        self.head = head
+        self.widths = widths
+        self.hidden = hidden
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
+
+    def fit(self, images, y=None):
+        """Train on images (N, C, H, W) and, with a head, class names y (N,), "" = unlabelled.
+
+        Raises ValueError for what `check_images` refuses, and for images that are all the same.
+        """
+        objective = self._check_arguments()
+        images, codes = self._read(images, y)
+        self._learn_scale(images)
+        pixels = self._pixels(images)
+        targets = self.frame_.targets(images, self._scaled, pixels)
+        for name, value in targets.learnt.items(): setattr(self, name, value)
+        seed = self._seed()
+        self.module_ = self._make_module(seed)
+        groups = self._add_network(objective, seed)
+        max_steps = auto_steps(self.max_steps, 40 * (len(images) // self.batch_size), 600, 4000)
+        loss = Loss(self, objective, targets, pixels, None if codes is None else torch.as_tensor(codes), len(images), max_steps)
+        self.history_ = self._train(
+            loss,
+            len(images),
+            max_steps=max_steps,
+            random_state=seed,
+            weights=None if codes is None else balanced_weights(codes - codes.min()),
+            schedule="onecycle",
+            weight_decay=0.01,
+            parameters=groups,
+            data=(images, codes),
+        )
+        # it served its purpose
+        if hasattr(self.module_, "discriminator"): del self.module_.discriminator
+        self._remember(images)
+        return self
+
+    @property
+    def _head(self): return None if self.head is None or self.head.weight == 0 else self.head
+
+    def _check_arguments(self):
+        "Raise ValueError for bad ones; returns the objective and learns frame_."
+        if self.n_factors < 1: raise ValueError(f"n_factors: {self.n_factors!r}; expected an integer of at least 1")
+        if self.head is not None: self.head.check()
+        self.frame_ = clone(frame_of(self.frame))
+        return objective_of(self.objective)
+
+    def _read(self, images, y):
+        "Checked images, and class codes (N,) with a head, -1 = unlabelled; learns classes_."
+        if self._head is None: images, y = check_images(images), None
+        elif y is None: raise ValueError("y: None; expected class names, for the head needs labels: fit(images, y)")
+        else: images, y = check_images(images, y)
+        if (images == images[:1]).all():
+            raise ValueError(f"images: all {len(images)} are the same; expected images that differ")
+        if y is None: return images, None
+        self.classes_ = np.unique(y[y != ""])
+        return images, np.where(y == "", -1, np.searchsorted(self.classes_, y))
+
+    def _build(self):
+        head = None if self._head is None else self.head.layers(self.n_factors, len(self.classes_))
+        grid, n_spectra = self.frame_.grid(self.image_shape_), len(getattr(self, "spectrum_axes_", ()))
+        return Network(self.image_shape_, grid, self.n_factors, self.widths, self.hidden, n_spectra, head)
+
+    def _add_network(self, objective, seed):
+        "The objective's own network, as a part of `module_` with a learning rate of its own; AdamW's groups, or None."
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            network = objective.network(self.n_factors)
+        if network is None: return None
+        mine = list(self.module_.parameters())
+        self.module_.discriminator = network
+        return [{"params": mine}, {"params": list(network.parameters()), **Discriminator.adam}]

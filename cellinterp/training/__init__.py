@@ -10,7 +10,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "augment": ["aligned_crops", "polar_spectra", "random_views", "turns"],
+    "checkpoints": ["CheckpointError"],
     "images": ["ImageEstimator"],
+    "layers": ["MaskedLinear"],
     "loop": ["TorchEstimator", "n_parameters", "train"],
     "saving": ["load", "save"],
 })

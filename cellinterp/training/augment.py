@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['random_views', 'affine', 'turns', 'turned', 'random_turns', 'background', 'aligned_crops', 'polar_spectra']
+__all__ = ['random_views', 'nudged', 'affine', 'turns', 'turned', 'random_turns', 'background', 'aligned_crops', 'polar_spectra']
 
 # %% ../../nbs/training/augment.ipynb #cadca24a
 def random_views(
-    x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain: float = 0.2, exact: float = 0.5
+    x: torch.Tensor, scale: float = 0.1, shift: float = 0.04, gain: float = 0.2, exact: float = 2 / 3
 ) -> torch.Tensor:
     """Randomly turned, mirrored, scaled, shifted and gained copies of a batch.
 
@@ -30,7 +30,7 @@ def random_views(
         Largest shift, as a fraction of the width and height.
     gain : float, default 0.2
         The brightness is multiplied by a number between 1 - gain and 1 + gain.
-    exact : float, default 0.5
+    exact : float, default 2/3
         Share of the views that are made without interpolation: turned by quarters (an oblong image by halves), not
         scaled, shifted by whole pixels.
 
@@ -51,6 +51,19 @@ def random_views(
         x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
     )
     return x * (1 + gain * u[5])[:, None, None, None]
+
+
+def nudged(x: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
+    """Images (B, C, H, W), a `share` of them shifted by up to half a pixel each way, which smooths their noise, and the
+    others as they were.
+    """
+    size = x.new_tensor([x.shape[-1], x.shape[-2]])
+    moved = (torch.rand(len(x), 1, device=x.device) < share).to(x)
+    centre = moved * (torch.rand(len(x), 2, device=x.device) - 0.5) * 2 / size
+    one = torch.ones(len(x), device=x.device)
+    theta = affine(0 * one, one, one, centre)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 def affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

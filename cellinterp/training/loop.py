@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,18 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from ..data.seeds import as_seed
+from cellinterp.training.checkpoints import (
+    check_identity,
+    code_fingerprint,
+    fingerprint,
+    read_checkpoint,
+    write_checkpoint,
+)
+
 # %% auto #0
-__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'train', 'teller', 'onecycle', 'TorchEstimator', 'as_tensor',
-           'n_parameters']
+__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'Settings', 'Training', 'Resumable', 'teller', 'onecycle',
+           'progress_bar', 'auto_steps', 'train', 'TorchEstimator', 'as_tensor', 'n_parameters']
 
 # %% ../../nbs/training/loop.ipynb #3c94752c
 class Rows:
@@ -55,13 +65,13 @@ def accelerator(device: str = "auto", precision: str = "auto"):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     if device not in ("auto", "cpu", "cuda", "mps"):
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'mps'; got {device!r}")
+        raise ValueError(f"device: {device!r}; expected 'auto', 'cpu', 'cuda' or 'mps'")
     if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise ValueError(f"precision must be 'auto', 'fp32', 'bf16' or 'fp16'; got {precision!r}")
+        raise ValueError(f"precision: {precision!r}; expected 'auto', 'fp32', 'bf16' or 'fp16'")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but torch sees no CUDA device")
+        raise ValueError("device: 'cuda'; expected another one, for torch sees no CUDA device")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps', but torch sees no Apple GPU")
+        raise ValueError("device: 'mps'; expected another one, for torch sees no Apple GPU")
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     mixed = {"auto": "no" if on_cpu or not torch.cuda.is_available() else "bf16", "fp32": "no"}.get(
         precision, precision
@@ -72,157 +82,132 @@ def accelerator(device: str = "auto", precision: str = "auto"):
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
 
 # %% ../../nbs/training/loop.ipynb #c221df98
-def train(
-    module: nn.Module,
-    step,
-    n_rows: int,
-    *,
-    max_steps: int,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    schedule: str = "constant",
-    weights=None,
-    device: str = "auto",
-    precision: str = "auto",
-    random_state: int | None = None,
-    checkpoint=None,
-    checkpoint_every: int = 200,
-    validate=None,
-    validate_every: int = 100,
-    patience: int | None = None,
-    verbose: bool = False,
-    desc: str = "training",
-    parameters=None,
-):
-    """Train `module` for `max_steps` steps and return its history.
+@dataclass
+class Settings:
+    "How long and how fast; see `train`."
+    max_steps: int
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    checkpoint_every: int
+    validate: object
+    validate_every: int
+    patience: int | None
+    desc: str
 
-    Parameters
-    ----------
-    step : callable `(module, rows, t) -> {"loss": scalar tensor, ...}`; `rows` is an int64 tensor (batch,) of row
-        numbers, `t` the step from 0.
-    n_rows : how many rows there are to draw from.
-    schedule : "constant" or "onecycle" (rise to `learning_rate` over the first quarter, then a cosine to zero).
-    weights : (n_rows,) sampling weights, or None for plain epochs.
-    checkpoint : folder to write to every `checkpoint_every` steps and to resume from.
-    validate : callable `() -> float`, higher is better, asked every `validate_every` steps; the best weights are kept,
-        and with `patience` training ends after that many steps without a better one.
-    parameters : the parameters to optimise, if not all of `module`'s (a list, or AdamW's parameter groups).
 
-    Returns
-    -------
-    pandas.DataFrame with the columns step, the means of what `step` returned, and `validation` where asked.
+class Training:
+    "A training under way: network, optimiser, history, and the best weights so far."
 
-    Raises
-    ------
-    FloatingPointError if the loss is not finite at a log line; ValueError for an unknown schedule.
-    """
-    if schedule not in ("constant", "onecycle"):
-        raise ValueError(f"schedule must be 'constant' or 'onecycle'; got {schedule!r}")
-    acc = accelerator(device, precision)
-    seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else int(random_state)
-    devices = [acc.device] if acc.device.type == "cuda" else []
-    # the caller's random state is left as it was
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed + acc.process_index)
-        module.train()
-        optimizer = torch.optim.AdamW(
+    def __init__(self, module, parameters, acc, seed, settings):
+        self.acc, self.seed, self.settings = acc, seed, settings
+        self.module, self.cuda = module, acc.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
             parameters or module.parameters(),
-            lr=learning_rate,
-            weight_decay=weight_decay,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
             fused=acc.device.type != "mps",
         )
-        base = [group["lr"] for group in optimizer.param_groups]
-        rows = Rows(n_rows, batch_size, seed, weights)
-        run, optimizer = acc.prepare(module, optimizer)
-        history, pending, best, start = [], [], (-math.inf, None, 0), 0
-        saved = None if checkpoint is None else Path(checkpoint) / "training.pt"
-        if saved is not None and saved.exists():
-            state = torch.load(saved, map_location=acc.device, weights_only=True)  # nothing is unpickled
-            if (state["seed"], state["max_steps"], state["n_rows"]) != (seed, max_steps, n_rows):
-                raise ValueError(
-                    f"checkpoint {str(checkpoint)!r} belongs to another run (seed, max_steps, rows = {state['seed']},"
-                    f" {state['max_steps']}, {state['n_rows']}; here {seed}, {max_steps}, {n_rows}): choose an empty"
-                    " folder"
-                )
-            acc.unwrap_model(run).load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            history, best, start = state["history"], tuple(state["best"]), state["step"]
-            pending = [v.to(acc.device) for v in state.get("pending", [])]  # of the steps since the last log line
-            torch.set_rng_state(state["rng"].cpu())
-            if devices:
-                torch.cuda.set_rng_state(state["rng_cuda"].cpu(), acc.device)
-        log_every, tell = max(1, min(50, max_steps // 20)), teller(desc)
-        bar = _bar(max_steps, start, desc, verbose and acc.is_main_process)
-        for t in range(start, max_steps):
-            # a group may keep to a schedule of its own
-            for group, lr in zip(optimizer.param_groups, base):
-                if group.get("schedule", schedule) == "onecycle":
-                    group["lr"] = lr * onecycle(t / max_steps)
-            mine = rows[t][acc.process_index :: acc.num_processes].to(acc.device)
-            with acc.autocast():
-                out = step(run, mine, t)
-            optimizer.zero_grad(set_to_none=True)
-            acc.backward(out["loss"])
-            optimizer.step()
-            pending.append(torch.stack([v.detach().float() for v in out.values()]))
-            done = t + 1
-            if done % log_every == 0 or done == max_steps:
-                means = torch.stack(pending).mean(0).tolist()
-                pending = []
-                if not all(math.isfinite(v) for v in means):
-                    raise FloatingPointError(
-                        f"{desc}: the loss is not finite at step {done}: try a smaller learning_rate (now"
-                        f" {learning_rate})"
-                    )
-                history.append({"step": done, **dict(zip(out, means))})
-                if acc.is_main_process:
-                    tell(history[-1])
-                bar.set_postfix({k: f"{v:.3g}" for k, v in zip(out, means)}, refresh=False)
-            if validate is not None and (done % validate_every == 0 or done == max_steps):
-                module.eval()
-                score = float(validate())
-                module.train()
-                history.append({"step": done, "validation": score})
-                if acc.is_main_process:
-                    tell(history[-1])
-                if score > best[0]:
-                    best = (score, {k: v.detach().clone() for k, v in acc.unwrap_model(run).state_dict().items()}, done)
-            bar.update(1)
-            stop = patience is not None and best[1] is not None and done - best[2] >= patience
-            if (
-                saved is not None
-                and acc.is_main_process
-                and (done % checkpoint_every == 0 or done == max_steps or stop)
-            ):
-                _save(
-                    saved,
-                    dict(
-                        seed=seed,
-                        max_steps=max_steps,
-                        n_rows=n_rows,
-                        step=done,
-                        module=acc.unwrap_model(run).state_dict(),
-                        optimizer=optimizer.state_dict(),
-                        history=history,
-                        pending=pending,
-                        best=list(best),
-                        rng=torch.get_rng_state(),
-                        rng_cuda=torch.cuda.get_rng_state(acc.device) if devices else None,
-                    ),
-                )
-            if stop:
-                break
-        bar.close()
-        if best[1] is not None:
-            acc.unwrap_model(run).load_state_dict(best[1])
-    module.eval()
-    import pandas as pd
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.run, self.optimizer = acc.prepare(module, self.optimizer)
+        self.start, self.history, self.pending = 0, [], []
+        self.best_score, self.best_weights, self.best_step = -math.inf, None, 0
+        self.log_every, self.tell = max(1, min(50, settings.max_steps // 20)), teller(settings.desc)
 
-    frame = pd.DataFrame(history)
-    return frame.groupby("step", as_index=False).first() if len(frame) else pd.DataFrame({"step": [], "loss": []})
+    def take_step(self, step, rows, t) -> dict:
+        "One step of the optimiser; a group of parameters may keep to a schedule of its own."
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            if group.get("schedule", self.settings.schedule) == "onecycle":
+                group["lr"] = rate * onecycle(t / self.settings.max_steps)
+        mine = rows[self.acc.process_index :: self.acc.num_processes].to(self.acc.device)
+        with self.acc.autocast(): terms = step(self.run, mine, t)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.acc.backward(terms["loss"])
+        self.optimizer.step()
+        self.pending.append(torch.stack([v.detach().float() for v in terms.values()]))
+        return terms
 
+    def log(self, done, names, bar):
+        "A line of the history: the means of the terms since the last one."
+        if done % self.log_every and done != self.settings.max_steps: return
+        means, self.pending = torch.stack(self.pending).mean(0).tolist(), []
+        if not all(math.isfinite(v) for v in means):
+            raise FloatingPointError(
+                f"{self.settings.desc}: the loss is not finite at step {done}: try a smaller learning_rate (now"
+                f" {self.settings.learning_rate})"
+            )
+        self._note({"step": done, **dict(zip(names, means))})
+        bar.set_postfix({k: f"{v:.3g}" for k, v in zip(names, means)}, refresh=False)
 
+    def ask(self, done):
+        "Ask for the validation score, and keep the best weights."
+        settings = self.settings
+        if settings.validate is None or (done % settings.validate_every and done != settings.max_steps): return
+        self.module.eval()
+        score = float(settings.validate())
+        self.module.train()
+        self._note({"step": done, "validation": score})
+        if score > self.best_score:
+            weights = self.acc.unwrap_model(self.run).state_dict()
+            self.best_score, self.best_step = score, done
+            self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
+
+    def stops(self, done) -> bool:
+        "Has validation not improved for as long as `patience`?"
+        patience = self.settings.patience
+        return patience is not None and self.best_weights is not None and done - self.best_step >= patience
+
+    def _note(self, line):
+        self.history.append(line)
+        if self.acc.is_main_process: self.tell(line)
+
+# %% ../../nbs/training/loop.ipynb #3881838a
+class Resumable(Training):
+    "A training that can be left and taken up again, to the bit."
+
+    def __init__(self, path, identity, *args):
+        super().__init__(*args)
+        self.path = path
+        self.identity = {**identity, "seed": self.seed, "max_steps": self.settings.max_steps}
+
+    def resume(self):
+        "Take up a checkpoint, if there is one. Raises CheckpointError for a damaged one, or one of another run."
+        if self.path is None or not self.path.exists(): return
+        state = read_checkpoint(self.path, self.acc.device)
+        check_identity(self.path, state.get("identity", {}), self.identity)
+        self.acc.unwrap_model(self.run).load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.start = state["history"], state["step"]
+        self.best_score, self.best_weights, self.best_step = state["best"]
+        self.pending = [v.to(self.acc.device) for v in state["pending"]]               # since the last log line
+        torch.set_rng_state(state["rng"].cpu())
+        if self.cuda: torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.acc.device)
+
+    def save(self, done, last):
+        "Write a checkpoint, if it is time."
+        due = done % self.settings.checkpoint_every == 0 or last
+        if self.path is None or not self.acc.is_main_process or not due: return
+        write_checkpoint(self.path, dict(
+            identity=self.identity,
+            step=done,
+            module=self.acc.unwrap_model(self.run).state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            history=self.history,
+            pending=self.pending,
+            best=[self.best_score, self.best_weights, self.best_step],
+            rng=torch.get_rng_state(),
+            rng_cuda=torch.cuda.get_rng_state(self.acc.device) if self.cuda else None,
+        ))
+
+    def finish(self):
+        "Take the best weights, if validation was asked for; returns the history as a table."
+        import pandas as pd
+        if self.best_weights is not None: self.acc.unwrap_model(self.run).load_state_dict(self.best_weights)
+        self.module.eval()
+        frame = pd.DataFrame(self.history)
+        return frame.groupby("step", as_index=False).first() if len(frame) else pd.DataFrame({"step": [], "loss": []})
+
+# %% ../../nbs/training/loop.ipynb #88e6e9af
 # called with (training, line) at every log line: what follows training from outside, such as TensorBoard
 listeners = []
 _trainings = itertools.count(1)
@@ -245,37 +230,130 @@ def onecycle(progress: float, rise: float = 0.25) -> float:
     )
 
 
-def _bar(total, start, desc, show):
+def progress_bar(total: int, start: int = 0, desc: str = "", show: bool = True):
+    "A bar of tqdm, which leaves nothing behind."
     from tqdm import tqdm
     return tqdm(total=total, initial=start, desc=desc, disable=not show, leave=False, mininterval=1.0)
 
 
-def _save(path: Path, state: dict):
-    "Write atomically: a run killed here finds the previous checkpoint whole."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+def auto_steps(max_steps, wanted: float, least: int, most: int) -> int:
+    """The number of steps: `max_steps` as it is, or where it is "auto" the number `wanted`, between `least` and
+    `most`.
+
+    Raises ValueError for anything but "auto" or an integer of at least 1.
+    """
+    if isinstance(max_steps, str) and max_steps == "auto": return int(np.clip(wanted, least, most))
+    if not isinstance(max_steps, (int, np.integer)) or isinstance(max_steps, bool) or max_steps < 1:
+        raise ValueError(f"max_steps: {max_steps!r}; expected 'auto' or an integer of at least 1")
+    return int(max_steps)
+
+# %% ../../nbs/training/loop.ipynb #beafc8c8
+def train(
+    module: nn.Module,
+    step,
+    n_rows: int,
+    *,
+    max_steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    weights=None,
+    device: str = "auto",
+    precision: str = "auto",
+    random_state=None,
+    checkpoint=None,
+    checkpoint_every: int = 200,
+    identity: dict | None = None,
+    validate=None,
+    validate_every: int = 100,
+    patience: int | None = None,
+    verbose: bool = False,
+    desc: str = "training",
+    parameters=None,
+):
+    """Train `module` for `max_steps` steps and return its history.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, changed in place.
+    step : callable
+        `(module, rows, t) -> {"loss": scalar tensor, ...}`; `rows` is an int64 tensor (batch,) of row numbers, `t` the
+        step from 0.
+    n_rows : int
+        How many rows there are to draw from.
+    max_steps, batch_size : int
+        Number of steps, and rows a step.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    schedule : "constant" or "onecycle", default "constant"
+        One cycle rises to `learning_rate` over the first quarter, then falls as a cosine to zero.
+    weights : array (n_rows,), optional
+        Sampling weights; None: plain epochs.
+    device, precision : str, default "auto"
+        See `accelerator`.
+    random_state : int, None, RandomState or Generator, default None
+        Decides rows and random numbers.
+    checkpoint : path, optional
+        Folder to write to every `checkpoint_every` steps and to resume from.
+    identity : dict, optional
+        Numbers and text that a checkpoint must agree in to be taken up, beside seed and steps.
+    validate : callable, optional
+        `() -> float`, higher is better, asked every `validate_every` steps; the best weights are kept, and with
+        `patience` training ends after that many steps without a better one.
+    verbose : bool, default False
+        Show a progress bar with the losses; `desc` is its name.
+    parameters : list, optional
+        The parameters to optimise, if not all of `module`'s, or AdamW's parameter groups.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns step, the means of what `step` returned, and `validation` where asked.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite at a log line.
+    ValueError
+        For an unknown schedule, and a checkpoint that is damaged or another run's.
+    """
+    if schedule not in ("constant", "onecycle"):
+        raise ValueError(f"schedule: {schedule!r}; expected 'constant' or 'onecycle'")
+    acc, seed = accelerator(device, precision), as_seed(random_state)
+    settings = Settings(
+        max_steps, learning_rate, weight_decay, schedule, checkpoint_every, validate, validate_every, patience, desc
+    )
+    path = None if checkpoint is None else Path(checkpoint) / "training.pt"
+    same = {"rows": n_rows, "batch_size": batch_size, "learning_rate": learning_rate, **(identity or {})}
+    # the caller's random state is left as it was
+    with torch.random.fork_rng(devices=[acc.device] if acc.device.type == "cuda" else []):
+        torch.manual_seed(seed + acc.process_index)
+        module.train()
+        training, rows = Resumable(path, same, module, parameters, acc, seed, settings), Rows(n_rows, batch_size, seed, weights)
+        training.resume()
+        with progress_bar(max_steps, training.start, desc, verbose and acc.is_main_process) as bar:
+            for t in range(training.start, max_steps):
+                terms, done = training.take_step(step, rows[t], t), t + 1
+                training.log(done, terms, bar)
+                training.ask(done)
+                bar.update(1)
+                stop = training.stops(done)
+                training.save(done, last=stop or done == max_steps)
+                if stop: break
+        return training.finish()
 
 # %% ../../nbs/training/loop.ipynb #171e056d
 class TorchEstimator(BaseEstimator):
     """Base of every torch model: scikit-learn's contract, the one loop, and `module_`.
 
     A subclass takes `max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose` as
-    constructor arguments,
-    implements `_build() -> nn.Module` from its learnt attributes, and calls `_train(step, n_rows)` in `fit`.
+    constructor arguments, implements `_build() -> nn.Module` from its learnt attributes, and calls
+    `_train(step, n_rows, data=…)` in `fit`.
     """
 
-    def _seed(self) -> int:
-        return (
-            int(np.random.SeedSequence().generate_state(1)[0])
-            if self.random_state is None
-            else int(
-                np.random.RandomState(self.random_state).randint(2**31 - 1)
-                if not isinstance(self.random_state, (int, np.integer))
-                else self.random_state
-            )
-        )
+    def _seed(self) -> int: return as_seed(self.random_state)
 
     def _make_module(self, seed: int) -> nn.Module:
         "Build the network with weights that depend on the seed alone."
@@ -283,8 +361,19 @@ class TorchEstimator(BaseEstimator):
             torch.manual_seed(seed)
             return self._build()
 
-    def _train(self, step, n_rows: int, **options):
-        "Train `module_`; `options` add to or replace the constructor's."
+    def _identity(self, data=()) -> dict:
+        "Whose a checkpoint is: this class with these arguments, on these data, in this version of the code."
+        where_or_how = ("checkpoint", "verbose", "device", "random_state")
+        arguments = {k: v for k, v in self.get_params(deep=False).items() if k not in where_or_how}
+        return {
+            "model": type(self).__name__,
+            "arguments": fingerprint(arguments),
+            "data": fingerprint(*data),
+            "code": code_fingerprint(type(self), train),
+        }
+
+    def _train(self, step, n_rows: int, data=(), **options):
+        "Train `module_` on what was made of `data`; `options` add to or replace the constructor's."
         settings = dict(
             max_steps=self.max_steps,
             batch_size=self.batch_size,
@@ -293,6 +382,7 @@ class TorchEstimator(BaseEstimator):
             precision=self.precision,
             random_state=self.random_state,
             checkpoint=self.checkpoint,
+            identity=None if self.checkpoint is None else self._identity(data),
             verbose=self.verbose,
             desc=type(self).__name__,
         )
@@ -315,6 +405,9 @@ class TorchEstimator(BaseEstimator):
                 if whole is None: whole = tuple(np.empty((len(array), *p.shape[1:]), p.dtype) for p in parts)
                 for w, p in zip(whole, parts): w[k:k + len(p)] = p
         return whole if len(whole) > 1 else whole[0]
+
+# %% ../../nbs/training/loop.ipynb #c6bfec28
+_bar, _save = progress_bar, write_checkpoint
 
 # %% ../../nbs/training/loop.ipynb #405dbffc
 def as_tensor(array: np.ndarray) -> torch.Tensor:
