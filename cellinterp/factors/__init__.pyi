@@ -32,8 +32,15 @@ from .naming import describe_factors as describe_factors
 from .naming import traversal_names as traversal_names
 from .naming import turning_pairs as turning_pairs
 from .naming import pair_norms as pair_norms
-from .objectives import PRICES as PRICES
-from .objectives import Discriminator as Discriminator
+from .drawing import AlignedFrame as AlignedFrame
+from .drawing import ImageFrame as ImageFrame
+from .network import Head as Head
+from .objectives import Beta as Beta
+from .objectives import BetaTC as BetaTC
+from .objectives import Capacity as Capacity
+from .objectives import DIP as DIP
+from .objectives import FactorTC as FactorTC
+from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import kl_per_factor as kl_per_factor
 from .objectives import total_correlation as total_correlation
 from .pose import geodesic_angle as geodesic_angle
