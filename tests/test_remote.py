@@ -90,7 +90,7 @@ def test_a_run_at_an_address(place, tmp_path):
 def test_execute_to_an_address_and_resume_elsewhere(tmp_path, monkeypatch):
     out = f"file://{tmp_path}/there"
     with pytest.raises(RunFailed, match="once"): execute("./far.ipynb", {"seed": 1}, out, progress=False, report=False)
-    assert any(f.startswith("checkpoint/") for f in files(out)) and "failed.ipynb" in files(out)
+    assert any(f.startswith(".cellinterp/checkpoint/") for f in files(out)) and "failed.ipynb" in files(out)
     monkeypatch.setenv("CELLINTERP_SCRATCH", str(tmp_path / "another machine"))
     assert execute("./far.ipynb", {"seed": 1}, out, progress=False, report=False)["metrics"]["begun"] == 3
     assert {"executed.ipynb", "result.json", "t.csv"} <= set(files(out))

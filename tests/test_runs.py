@@ -78,7 +78,7 @@ def cli(*args, timeout=90, **env):
     return done
 
 
-def names(folder): return sorted(p.name for p in Path(folder).iterdir())
+def names(folder): return sorted(p.name for p in Path(folder).iterdir() if p.name != ".cellinterp")
 
 
 # ---- Run

@@ -293,7 +293,7 @@ def test_a_failed_run_resumes_where_it_was():
     experiment("parameters: {mode: raise}\ngrid: {seeds: 1}")
     for _ in range(2): row = sweep("steps.yaml", "out", report=False, progress=False)[0]
     assert begun(row["folder"]) == ["0", "3"] and row["state"] == "done"      # it fails at step 3 only
-    assert not (Path(row["folder"]) / "checkpoint").exists() and not (Path(row["folder"]) / "failed.ipynb").exists()
+    assert not (Path(row["folder"]) / ".cellinterp").exists() and not (Path(row["folder"]) / "failed.ipynb").exists()
 
 
 def test_a_run_that_takes_too_long_is_stopped():
@@ -330,7 +330,7 @@ def test_killed_and_started_again_gives_the_same(kill):
     # one is finished, the last has begun
     until(lambda: len(results("out")) >= 1 and sum((p / "steps.txt").exists() for p in Path("out").glob("seed=*")) == 3)
     third = next(p for p in Path("out").glob("seed=2*"))
-    until(lambda: list(third.glob("checkpoint/*/state.json")))
+    until(lambda: list(third.glob(".cellinterp/checkpoint/*/state.json")))
     finished = results("out")
     process.send_signal({"sweep": signal.SIGKILL, "ctrl-c": signal.SIGINT}[kill])
     shown, said = process.communicate(timeout=150)
@@ -362,7 +362,7 @@ def test_a_killed_worker_is_a_failed_run_and_takes_its_kernel_along():
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: list(Path("out").glob("*/checkpoint/*/state.json")))
+    until(lambda: list(Path("out").glob("*/.cellinterp/checkpoint/*/state.json")))
     worker = json.loads(next(Path("out").glob("*/status.json")).read_text())["pid"]
     os.kill(worker, signal.SIGKILL)
     shown, said = process.communicate(timeout=150)
@@ -477,7 +477,7 @@ def test_processes_dask_and_slurm_give_the_same_table(monkeypatch, tmp_path):
     ):
         assert line in script, script
     until(lambda: kernels() == [], 15)
-    assert not list(Path("slurm").glob(".alive-*"))
+    assert not list(Path("slurm").glob(".cellinterp/alive-*"))
 
 
 def test_a_dask_run_ends_with_its_sweep(monkeypatch, tmp_path):

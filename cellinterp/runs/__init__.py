@@ -9,11 +9,13 @@ __all__ = []
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "collect": ["compare", "summary"],
+    "collect": ["collect", "compare", "gather", "summary"],
     "doctor": ["checkup"],
-    "execute": ["list_notebooks"],
+    "execute": ["execute"],
     "predict": ["predict_table"],
     "report": ["notebook_to_html"],
     "run": ["Run", "read_result"],
-    "sweep": ["read_experiment"],
+    "experiment": ["read_experiment"],
+    "notebooks": ["list_notebooks"],
+    "sweep": ["sweep"],
 })

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run', 'sweep', 'collect', 'compare', 'list_', 'data', 'predict', 'doctor', 'main']
 
-# %% ../../nbs/runs/cli.ipynb #54cc6817
+# %% ../../nbs/runs/cli.ipynb #dcf8e364
 import functools
 import os
 import sys
@@ -24,28 +24,52 @@ app = typer.Typer(
 
 
 def _one_sentence(command):
-    """Errors that a user can do something about end as one sentence on stderr: exit code 2, or 1 for a notebook that
-    failed.
-    """
+    """Every error ends as one sentence on stderr: exit code 2, or 1 for a notebook that failed."""
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
         except typer.Exit: raise                                                         # which is a RuntimeError
         except KeyboardInterrupt: _fail("interrupted", 130)
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        except BrokenPipeError: _end_quietly()
+        except Exception as error:
             if os.environ.get("CELLINTERP_TRACEBACK"): raise
             kept = getattr(error, "notebook", None)
-            _fail(
-                str(error) or type(error).__name__,
-                2 if kept is None else 1,
-                f"the notebook with its traceback: {kept}" if kept else "",
-            )
+            more = f"the notebook with its traceback: {kept}" if kept else ""
+            _fail(_said(error), 2 if kept is None else 1, more)
     return wrapped
+
+
+def _said(error) -> str:
+    "One sentence; for what should not happen, with the way to see more."
+    text = " ".join(str(error).split())[:2000]
+    if isinstance(error, (OSError, ValueError, TypeError, RuntimeError, ImportError)) and text:
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            return f"{str(error.filename)!r}: {error.strerror}"
+        return text
+    return f"{type(error).__name__}{': ' if text else ''}{text}; CELLINTERP_TRACEBACK=1 shows where it came from"
+
+
+def _end_quietly():
+    "Whoever read our output has closed it (`| head`)."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(141)
 
 
 def _fail(message, code, more=""):
     print(f"cellinterp: {' '.join(message.split())}", *([more] if more else []), sep="\n", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def _version(asked: bool):
+    if not asked: return
+    from importlib.metadata import version
+    print(f"cellinterp {version('cellinterp')}")
+    raise typer.Exit()
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False):
+    pass
 
 
 @app.command()
@@ -67,9 +91,14 @@ def run(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files, too, while it trains.")
     ] = False,
+    timeout: Annotated[
+        Optional[float], typer.Option("--timeout", metavar="MINUTES", help="Stop it after so many minutes.")
+    ] = None,
 ):
     "Run a notebook with other parameters: executed notebook, report and result.json."
-    from cellinterp.runs.execute import REPORT, execute, find_notebook, parse_value, read_parameters, read_params_file
+    from cellinterp.runs.execute import REPORT, execute
+    from cellinterp.runs.notebooks import find_notebook
+    from cellinterp.runs.parameters import parse_value, read_parameters, read_params_file
 
     named, values = read_params_file(file) if file else (None, {})
     if notebook is None:
@@ -88,7 +117,7 @@ def run(
         values["quick"] = True
     if tensorboard:
         os.environ["CELLINTERP_TENSORBOARD"] = "1"
-    result = execute(notebook, values, out)
+    result = execute(notebook, values, out, timeout=None if timeout is None else 60 * timeout)
     print(f"report: {result['parameters']['out'].rstrip('/')}/{REPORT}")
 
 
@@ -174,7 +203,7 @@ def collect(folder: Annotated[str, typer.Argument(help="Where the runs lie, at a
     """Write table.parquet and table.csv: a row a finished run, with its parameters, metrics, device, time, memory and
     code.
     """
-    from cellinterp.runs.collect import collect as apply
+    from cellinterp.runs.table import collect as apply
     table = apply(folder)
     print(
         f"{len(table)} runs; varying: {', '.join(table.attrs['varying']) or 'nothing'}; metrics:"
@@ -182,6 +211,8 @@ def collect(folder: Annotated[str, typer.Argument(help="Where the runs lie, at a
     )
     if (codes := table["code_hash"].nunique()) > 1:
         print(f"they come from {codes} versions of the code: see the column code_hash")
+    if table.attrs["quick"]:
+        print(f"{len(table.attrs['quick'])} of them are quick runs, whose numbers mean nothing")
     print(f"table: {os.path.join(folder, 'table.csv')}")
 
 
@@ -206,7 +237,8 @@ def compare(
 @_one_sentence
 def list_(notebook: Annotated[Optional[str], typer.Argument(help="Show this notebook's parameters.")] = None):
     "List the notebooks that can be run, or the parameters of one."
-    from cellinterp.runs.execute import find_notebook, list_notebooks, read_parameters
+    from cellinterp.runs.notebooks import find_notebook, list_notebooks
+    from cellinterp.runs.parameters import read_parameters
     if notebook is not None:
         for p in read_parameters(find_notebook(notebook)).values():
             print(
@@ -250,13 +282,17 @@ def predict(
     metadata: Annotated[
         Optional[str], typer.Option("--metadata", metavar="CSV", help="What is known of the images: a row each.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
 ):
     """Apply a saved model to new images: factors, margins, probabilities, decisions, and what is unlike the training
     cells.
     """
     from cellinterp.runs.predict import predict as apply
 
-    table = apply(model, data, out, classes=classes, n=n, axes=axes, metadata=metadata)
+    table = apply(
+        model, data, out, classes=classes, n=n, axes=axes, metadata=metadata, overwrite=overwrite
+    )
+    if table.attrs.get("quick"): print("the model is of a quick run: it shows that it works, its decisions mean nothing")
     print(table["decision"].value_counts().to_string(header=False))
     if "unlike_training" in table:
         print(
@@ -288,4 +324,6 @@ def main():
     "The console entry point."
     # before torch is imported: spinning threads lose a factor of several on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in sys.stdout, sys.stderr:                    # µ and ± on a terminal that knows only ASCII
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     app(prog_name="cellinterp")
