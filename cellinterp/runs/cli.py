@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run', 'sweep', 'collect', 'compare', 'list_', 'data', 'predict', 'doctor', 'main']
 
-# %% ../../nbs/runs/cli.ipynb #dcf8e364
+# %% ../../nbs/runs/cli.ipynb #ceb6446b
 import functools
 import os
 import sys
@@ -44,7 +44,7 @@ def _said(error) -> str:
     text = " ".join(str(error).split())[:2000]
     if isinstance(error, (OSError, ValueError, TypeError, RuntimeError, ImportError)) and text:
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            return f"{str(error.filename)!r}: {error.strerror}"
+            return f"{str(error.filename)[:300]!r}: {error.strerror}"
         return text
     return f"{type(error).__name__}{': ' if text else ''}{text}; CELLINTERP_TRACEBACK=1 shows where it came from"
 
@@ -68,8 +68,11 @@ def _version(asked: bool):
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False):
-    pass
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+): pass
 
 
 @app.command()
@@ -292,7 +295,8 @@ def predict(
     table = apply(
         model, data, out, classes=classes, n=n, axes=axes, metadata=metadata, overwrite=overwrite
     )
-    if table.attrs.get("quick"): print("the model is of a quick run: it shows that it works, its decisions mean nothing")
+    if table.attrs.get("quick"):
+        print("the model is of a quick run: it shows that it works, its decisions mean nothing")
     print(table["decision"].value_counts().to_string(header=False))
     if "unlike_training" in table:
         print(

@@ -150,7 +150,8 @@ def _data():
         "data",
         "folder",
         (
-            f"{folder}{'' if folder.is_dir() else ' (not there)'}{'' if named else '; CELLINTERP_DATA, which names another, is not set'}"
+            f"{folder}{'' if folder.is_dir() else ' (not there)'}"
+            f"{'' if named else '; CELLINTERP_DATA, which names another, is not set'}"
         ),
         "ok" if named and folder.is_dir() else "note",
     )

@@ -14,7 +14,17 @@ from pathlib import Path
 from ..data.files import read_json
 from .facts import code_cells, jsonable
 from cellinterp.runs.folder import (
-    CHECKPOINT, EXECUTED, FAILED, READY, REPORT, RESULT, RUNNING, clear_work, earlier_result, locked, made_before,
+    CHECKPOINT,
+    EXECUTED,
+    FAILED,
+    READY,
+    REPORT,
+    RESULT,
+    RUNNING,
+    clear_work,
+    earlier_result,
+    locked,
+    made_before,
     remove,
 )
 from .kernel import Progress, RunFailed, run_notebook

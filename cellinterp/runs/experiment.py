@@ -80,7 +80,7 @@ def notebook_beside(name: str, folder: Path) -> Path:
     beside = folder / name
     return beside.resolve() if beside.suffix == ".ipynb" and beside.is_file() else find_notebook(name)
 
-# %% ../../nbs/runs/experiment.ipynb #5707a7fc
+# %% ../../nbs/runs/experiment.ipynb #ebaa7663
 _WORD, _PATH = r"[A-Za-z0-9][\w.,:@+-]*", r"[\w./+@=-]+"
 _SLURM_LINES = dict(queue=_WORD, account=_WORD, interface=_WORD, python=_PATH, walltime=r"[\d:-]{1,20}",
                     memory=r"\d+(\.\d+)?", directives=r"-[^\n\r\0;`$&|<>\\]{1,200}", prologue=r"[^\n\r\0]{1,2000}")
@@ -123,7 +123,8 @@ def check_slurm(given, source="the file") -> None:
             raise ValueError(f"resources: slurm has an unknown key {key!r}{meant(key, SLURM)}; it may have:"
                              f" {', '.join(SLURM)}")
         listed = key in ("directives", "prologue")
-        if listed != isinstance(value, list): raise ValueError(f"resources: slurm: {key} must be {'a list' if listed else 'one value'}")
+        if listed != isinstance(value, list):
+            raise ValueError(f"resources: slurm: {key} must be {'a list' if listed else 'one value'}")
         for line in value if listed else [value]:
             if isinstance(line, bool) or not re.fullmatch(_SLURM_LINES[key], str(line)):
                 raise ValueError(f"resources: slurm: {key} came as {str(line)[:80]!r}; expected one line of plain text,"

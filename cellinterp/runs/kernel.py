@@ -36,7 +36,7 @@ class RunFailed(RuntimeError):
 # %% auto #0
 __all__ = ['OUTPUT_BYTES', 'SILENCE', 'RunFailed', 'Progress', 'ticking', 'bounded_client', 'run_notebook']
 
-# %% ../../nbs/runs/kernel.ipynb #a184f5c6
+# %% ../../nbs/runs/kernel.ipynb #c9839eaa
 class Progress:
     """Prints headings and cells' output as they come; stands in for the files that papermill writes streams to.
 
@@ -83,7 +83,8 @@ class Progress:
         now = time.perf_counter()
         if now - self.heard < SILENCE: return
         left = f"; the whole took {self.expected:.0f} s before" if self.expected else ""
-        self.line(f"            cell {self.cell} is at work since {now - self.cell_start:.0f} s{left}")
+        what = f"cell {self.cell} is at work" if self.cell else "the kernel is starting"
+        self.line(f"            {what} since {now - self.cell_start:.0f} s{left}")
 
 # %% ../../nbs/runs/kernel.ipynb #8a30493c
 @contextlib.contextmanager
@@ -115,7 +116,7 @@ def ticking(progress: Progress, seconds: float | None, stop):
         ended.set()
         thread.join(5)
 
-# %% ../../nbs/runs/kernel.ipynb #2ac79217
+# %% ../../nbs/runs/kernel.ipynb #0678b849
 def bounded_client(nb_man, **options):
     "papermill's client, which keeps and shows at most OUTPUT_BYTES of what a cell prints."
     from papermill.clientwrap import PapermillNotebookClient
@@ -140,9 +141,10 @@ def _engine():
     class Bounded(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, stdout_file=None, stderr_file=None, config=None,
-                                     extra_arguments=(), **_):
+                                     extra_arguments=(), on_cell_start=None, on_cell_executed=None, **_):
             client = bounded_client(nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None, config=config,
-                                    extra_arguments=extra_arguments, stdout_file=stdout_file, stderr_file=stderr_file)
+                                    extra_arguments=extra_arguments, stdout_file=stdout_file, stderr_file=stderr_file,
+                                    on_cell_start=on_cell_start, on_cell_executed=on_cell_executed)
             return client.execute()
     papermill_engines.register("cellinterp", Bounded)
     return "cellinterp"

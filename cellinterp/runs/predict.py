@@ -150,8 +150,8 @@ def is_quick(folder) -> bool:
 
 def _load(data, model, classes, n, seed, axes, metadata):
     "Images by name or path; simulated ones in the size that the model was fitted on."
-    from cellinterp.data.readers import load_images
     from cellinterp.data.public import load_data
+    from cellinterp.data.readers import load_images
     if axes is not None or metadata is not None: return load_images(data, axes=axes, metadata=metadata)
     shape = getattr(model.steps[0][1], "image_shape_", None) if getattr(model, "steps", None) else None
     return load_data(data, classes=classes, n=n, seed=seed, **({"size": int(shape[-1])} if shape else {}))

@@ -15,14 +15,35 @@ import time
 from pathlib import Path
 
 from ..data.files import parse_json, read_json, write_atomically
-
 from cellinterp.runs.facts import (
-    changed_modules, code_hash, device_used, finite_number, gpu_memory, identity, jsonable, modules_at_start,
-    packaged_folder, peak_memory_mb, precision_used, said_by, threads, versions,
+    changed_modules,
+    code_hash,
+    device_used,
+    finite_number,
+    gpu_memory,
+    identity,
+    jsonable,
+    modules_at_start,
+    packaged_folder,
+    peak_memory_mb,
+    precision_used,
+    said_by,
+    threads,
+    versions,
 )
 from cellinterp.runs.folder import (
-    CHECKPOINT, LIVE, READY, RESULT, TENSORBOARD_FILES, clear_work, lock_folder, move_out, refuse_foreign, remove,
-    unlock_folder, work_folder,
+    CHECKPOINT,
+    LIVE,
+    READY,
+    RESULT,
+    TENSORBOARD_FILES,
+    clear_work,
+    lock_folder,
+    move_out,
+    refuse_foreign,
+    remove,
+    unlock_folder,
+    work_folder,
 )
 from .parameters import parameter_names
 from .remote import filesystem, is_url, local_folder, probe, push, withdraw
@@ -36,7 +57,7 @@ NOTEBOOK, FOLDER = "CELLINTERP_NOTEBOOK", "CELLINTERP_FOLDER"
 # %% auto #0
 __all__ = ['SCHEMA', 'NOTEBOOK', 'FOLDER', 'Run', 'prepare', 'finish', 'publish', 'read_result']
 
-# %% ../../nbs/runs/run.ipynb #14ba352e
+# %% ../../nbs/runs/run.ipynb #382661ee
 class Run(Workbench):
     """One execution of a notebook: a folder, a clock, and a result.
 
@@ -74,7 +95,7 @@ class Run(Workbench):
         jsonable(self.params, "params")
         if os.environ.get(TENSORBOARD): need_tensorboard()                               # now, not at the end
         self.folder = prepare(self.params["out"])
-        self.held = os.environ.get(FOLDER) == str(self.folder.resolve())                 # `execute` waits for the result
+        self.held = os.environ.get(FOLDER) == str(self.folder.resolve())     # `execute` waits for the result
         if not self.held: lock_folder(self.folder)
         self.code_hash = code_hash(os.environ.get(NOTEBOOK) or name, modules_at_start())
         self.identity = identity(self.code_hash, self.params)

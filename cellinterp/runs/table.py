@@ -115,9 +115,8 @@ def missing(experiment, table):
     experiment = read_experiment(experiment)
     keys = [k for k in experiment.axes if k in table]
     have = {tuple(map(_plain, row)) for row in table[keys].to_numpy(dtype=object)}
-    frame = pd.DataFrame(
-        [{k: r[k] for k in keys} for r in experiment.runs if tuple(_plain(r[k]) for k in keys) not in have], columns=keys
-    )
+    lost = [r for r in experiment.runs if tuple(_plain(r[k]) for k in keys) not in have]
+    frame = pd.DataFrame([{k: r[k] for k in keys} for r in lost], columns=keys)
     frame.attrs["planned"] = len(experiment.runs)
     return frame
 
