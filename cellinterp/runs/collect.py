@@ -194,7 +194,7 @@ def compare(folder, *, metric: str = None, x: str = None, hue: str = None, compl
 
 
 def _page(folder, table, settings, metrics, figures) -> str:
-    from cellinterp.runs.report import _NO_REQUESTS, CSS, JS, THEME_JS, page_html
+    from cellinterp.explain.pages import page_html
     about = read_record(folder / PLAN) or {}
     by = [k for k in table.attrs["varying"] if k != "seed"]
     body = [
@@ -219,8 +219,6 @@ def _page(folder, table, settings, metrics, figures) -> str:
         subtitle=about.get("description") or "",
         before=meta,
         home="cellinterp · runs",
-        head=f"{_NO_REQUESTS}<style>{CSS}</style><script>{THEME_JS}</script>",
-        scripts=f"<script>{JS}</script>",
     )
 
 
@@ -234,7 +232,7 @@ def _failed(folder: Path) -> list[tuple[str, str]]:
 
 
 def _image(path: Path, name: str) -> str:
-    from cellinterp.runs.report import data_uri
+    from cellinterp.explain.pages import data_uri
     return f'<figure><img src="{data_uri(path.read_text(encoding="utf-8"), "image/svg+xml")}" alt="{name}"></figure>'
 
 
@@ -259,7 +257,7 @@ def _runs_table(folder, table, metrics) -> str:
 def _failed_table(folder, failed) -> str:
     def links(run):
         there = [name for name in (FAILED, LOG) if (folder / run / name).exists()]
-        return " · ".join(f'<a href="{to_html(to_link(f"{run}/{name}"))}">{name}</a>' for name in there)
+        return " · ".join(f'<a href="{to_link(f"{run}/{name}")}">{name}</a>' for name in there)
     return _table(["run", "why", "look at"], [[to_html(run), to_html(why), links(run)] for run, why in failed])
 
 
@@ -281,4 +279,4 @@ def _mean_sd(mean, sd) -> str: return _cell(mean) if sd != sd else f"{_cell(mean
 def _link(folder: Path, run, text) -> str:
     if run is None: return "–"
     target = next((n for n in (REPORT, "executed.ipynb") if (folder / run / n).exists()), RESULT)
-    return f'<a href="{to_html(to_link(f"{run}/{target}"))}">{to_html(text)}</a>'
+    return f'<a href="{to_link(f"{run}/{target}")}">{to_html(text)}</a>'
