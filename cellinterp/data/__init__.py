@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "simulate": ["simulate_nuclei"],
     "splits": ["folds", "split", "permuted_by_group"],
     "stores": ["open_h5", "open_zarr", "require_chunks"],
-    "subtomograms": ["density_from_pdb", "find_symmetry", "read_densities", "simulate_subtomograms", "true_rotations"],
+    "symmetry": ["find_symmetry"],
+    "subtomograms": ["density_from_pdb", "read_densities", "simulate_subtomograms", "true_rotations"],
     "volumes": ["load_volumes", "read_volume"],
 })

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from .images import ImageSet
-from .particles import relion_angles, relion_rotations
+from .euler import relion_angles, relion_rotations
+from .symmetry import find_symmetry  # noqa: F401 (a name of this page)
 from .volumes import class_of, read_volume
 
 # %% auto #0
 __all__ = ['CTF', 'density_from_pdb', 'read_densities', 'resample', 'rotated', 'wavelength', 'ctf_curve', 'wedge_mask',
-           'simulate_subtomograms', 'true_rotations', 'find_symmetry']
+           'simulate_subtomograms', 'true_rotations']
 
 # %% ../../nbs/data/subtomograms.ipynb #1f7dcd6b
 def density_from_pdb(
@@ -342,73 +343,3 @@ def true_rotations(particles: ImageSet) -> np.ndarray:
     if particles.factors is None or not {"rot", "tilt", "psi"} <= set(particles.factors):
         raise ValueError("factors: expected the columns rot, tilt and psi")
     return relion_rotations(particles.factors[["rot", "tilt", "psi"]].to_numpy())
-
-# %% ../../nbs/data/subtomograms.ipynb #09e5bca8
-def find_symmetry(
-    density, threshold: float = 0.97, orders=(8, 7, 6, 5, 4, 3, 2), n_axes: int = 300, size: int | None = None
-) -> tuple[str, np.ndarray, float]:
-    """The largest group Cn or Dn that leaves a density alike: (name, rotations (order, 3, 3) in its frame, the lowest
-    correlation among them).
-
-    threshold : correlation from which a turn counts. orders : of the main axis. The cubic groups T, O, I are not looked
-        for: their largest C or D subgroup is found.
-    The density should be centred on its symmetry axes, which for a uniform protein go through the centre of mass."""
-    from scipy.optimize import minimize
-    from scipy.spatial.transform import Rotation
-
-    density = np.asarray(density, dtype=np.float32)
-    spline, edge = _splines([density])[0], len(density) if size is None else size
-    off = (
-        np.average(np.indices(density.shape).reshape(3, -1), axis=1, weights=np.clip(density, 0, None).ravel())[::-1]
-        - (len(density) - 1) / 2
-    )
-    reference = _placed(spline, np.eye(3), -off, edge).ravel()
-    reference = (reference - reference.mean()) / reference.std()
-
-    def alike(R):
-        v = _placed(spline, R, -R @ off, edge).ravel()
-        return float(reference @ (v - v.mean()) / (v.std() * len(v)))
-
-    def turn(axis, degrees):
-        return Rotation.from_rotvec(
-            np.asarray(axis) / np.linalg.norm(axis) * degrees, degrees=True
-        ).as_matrix()
-    i = np.arange(n_axes) + 0.5  # a spiral over the half sphere
-    z, longitude = 1 - i / n_axes, np.pi * (1 + 5**0.5) * i
-    axes = np.stack([np.sqrt(1 - z**2) * np.cos(longitude), np.sqrt(1 - z**2) * np.sin(longitude), z], 1)
-    best = ("C1", np.eye(3)[None], 1.0)
-    for n in orders:
-        scores = np.array([alike(turn(a, 360 / n)) for a in axes])
-        if scores.max() < threshold - 0.15:
-            continue
-        axis = minimize(
-            lambda a: -alike(turn(a, 360 / n)),
-            axes[scores.argmax()],
-            method="Nelder-Mead",
-            options=dict(xatol=2e-3, fatol=1e-4, maxfev=80),
-        ).x
-        axis /= np.linalg.norm(axis)
-        cyclic = np.stack([turn(axis, 360 * k / n) if k else np.eye(3) for k in range(n)])
-        lowest = min([alike(R) for R in cyclic[1 : n // 2 + 1]])
-        if lowest < threshold:
-            continue
-        # two directions across the axis
-        side = np.linalg.svd(axis[None])[2][1:]
-        def across(t):
-            return np.cos(t) * side[0] + np.sin(t) * side[1]
-        angles = np.arange(0, np.pi / n, np.deg2rad(3))
-        two = np.array([alike(turn(across(t), 180)) for t in angles])
-        best = (f"C{n}", cyclic, lowest)
-        if two.max() > threshold - 0.1:
-            t = minimize(
-                lambda t: -alike(turn(across(t[0]), 180)),
-                [angles[two.argmax()]],
-                method="Nelder-Mead",
-                options=dict(xatol=1e-3, maxfev=40),
-            ).x[0]
-            dihedral = np.concatenate([cyclic, cyclic @ turn(across(t), 180)])
-            both = min(lowest, *[alike(R) for R in dihedral[n:]])
-            if both >= threshold:
-                best = (f"D{n}", dihedral, both)
-        break
-    return best
