@@ -40,8 +40,8 @@ from .splits import permuted_by_group as permuted_by_group
 from .stores import open_h5 as open_h5
 from .stores import open_zarr as open_zarr
 from .stores import require_chunks as require_chunks
+from .symmetry import find_symmetry as find_symmetry
 from .subtomograms import density_from_pdb as density_from_pdb
-from .subtomograms import find_symmetry as find_symmetry
 from .subtomograms import read_densities as read_densities
 from .subtomograms import simulate_subtomograms as simulate_subtomograms
 from .subtomograms import true_rotations as true_rotations

@@ -234,7 +234,10 @@ def _laid(name: str, found) -> list[np.ndarray]:
     frames, own = [], _axes_of(name)
     for (na, a, _), (nb, b, _) in ((f, g) for i, f in enumerate(found[:6]) for g in found[i + 1 : 8]):
         for ta, tb in ((p, q) for m, p in own for k, q in own if m == na and k == nb):
-            if abs(np.arccos(np.clip(ta @ tb, -1, 1)) - np.arccos(np.clip(a @ b, -1, 1))) < 0.15 and abs(ta @ tb) < 0.95:
+            if (
+                abs(np.arccos(np.clip(ta @ tb, -1, 1)) - np.arccos(np.clip(a @ b, -1, 1))) < 0.15
+                and abs(ta @ tb) < 0.95
+            ):
                 frames.append(Rotation.align_vectors([a, b], [ta, tb])[0].as_matrix())
                 break
     return frames[:4]
