@@ -536,3 +536,98 @@ def test_report_opens_by_double_click(browser, a_report):
     assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
     browser.execute_script("document.querySelector('.code-toggle').click()")
     assert browser.execute_script("return [...document.querySelectorAll('details.code')].every(d => d.open)")
+
+
+# ---- hostile names, and scripts that came in by another way
+# -------------------------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>document.title='PWNED'</script>",
+    "\"><img src=x onerror=document.title='PWNED'>",
+    "<svg/onload=document.title='PWNED'>",
+    "</script><script>document.title='PWNED'</script>",
+    "' onmouseover=document.title='PWNED' x='",
+    "<a id=bait href=javascript:document.title='PWNED'>x</a>",
+    "a$$ <img src=\"data:,\"onerror=\"document.title='PWNED'\"> $$b",
+    "```{=html}\n</div></main><img src=x onerror=document.title='PWNED'>\n",
+    "{{7*7}} $\\frac{",
+]
+
+
+def visit_all(browser, path):
+    "Open a page, go over and click everything on it; the title it has then."
+    open_page(browser, path)
+    browser.execute_script(
+        "for (const e of document.querySelectorAll('*'))"
+        " for (const kind of ['mouseover', 'focus', 'load', 'error']) e.dispatchEvent(new Event(kind));"
+        "for (const a of document.querySelectorAll('a[href^=\"javascript\"]')) a.click()"
+    )
+    time.sleep(0.2)
+    return browser.title
+
+
+@pytest.mark.browser
+def test_no_name_runs_a_script_in_a_report(browser, tmp_path):
+    shown = []
+    for name in HOSTILE:
+        data = [{"text/html": f"<table><tr><td>{name}</td></tr></table>"}, {"text/markdown": f"**{name}**: $x$"},
+                {"text/plain": name}, {"text/markdown": rf"$$\text{{{name}}}:\quad x$$"}]
+        shown += [new_output("display_data", data=d) for d in data] + [new_output("stream", name="stdout", text=name)]
+    cells = [new_markdown_cell("# Title\n\n<!--output 99-->\n\n![x](output/99)"), new_code_cell("show()", outputs=shown),
+             new_code_cell(f"c = {HOSTILE[0]!r}", metadata={"tags": ["parameters"]}), new_markdown_cell("## Last\n\nThe end.")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "run.ipynb")
+    result = {"metrics": {"law_balanced_accuracy": 0.9, HOSTILE[0]: 1.0}, "parameters": {}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    import pandas as pd
+    pd.DataFrame(dict(label=HOSTILE, equation=HOSTILE)).to_csv(tmp_path / "equations.csv", index=False)
+    pd.DataFrame(dict(factor="z0", name=HOSTILE)).to_csv(tmp_path / "factors.csv", index=False)
+    (tmp_path / "javascript:document.title='PWNED'.html").write_text("")
+    page = report.notebook_to_html(tmp_path / "run.ipynb", tmp_path / "report.html")
+    assert visit_all(browser, page) == "Title"
+    assert browser.execute_script("return document.querySelectorAll('main').length") == 1
+    text = browser.execute_script("return document.querySelector('main').innerText")
+    assert "The end." in text and HOSTILE[0] in text and "{{7*7}}" in text
+
+
+@pytest.mark.browser
+def test_no_name_runs_a_script_in_cards_and_maps(browser, tmp_path):
+    import numpy as np
+    import pandas as pd
+
+    from cellinterp.concepts.selectivity import selectivity_scores
+    from cellinterp.explain.affinity import interactive_map
+    from cellinterp.explain.concepts import feature_cards
+    from cellinterp.explain.image_cards import concept_cards
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((36, 1, 16, 16)).astype("f4"), np.array(HOSTILE)[np.arange(36) % len(HOSTILE)]
+    codes = np.maximum(rng.normal(size=(36, 4)), 0)
+    scores = selectivity_scores(codes, labels, n_bootstrap=5, n_permutations=5)
+    pages = {name: tmp_path / f"{name}.html" for name in ("map", "features", "concepts")}
+    interactive_map(pages["map"], rng.random((36, 2)), images, labels, text=labels, unseen=HOSTILE[:1], title=HOSTILE[3])
+    obs = pd.DataFrame({HOSTILE[0]: labels, "b": labels})
+    feature_cards(pages["features"], codes, scores, obs, labels=labels, names=HOSTILE[:4], title=HOSTILE[1], images=images)
+    concept_cards(pages["concepts"], images, codes, scores, lambda m, rows: rng.random((len(rows), 4, 4)), labels=labels,
+                  names=HOSTILE[:4], title=HOSTILE[2], measures=pd.DataFrame({HOSTILE[1]: rng.random(36)}))
+    for name, page in pages.items():
+        assert "PWNED" != visit_all(browser, page), name
+        assert browser.title.strip() in HOSTILE, name
+        assert [r for r in requests(browser) if not r.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.browser
+def test_the_policy_stops_a_script_that_is_not_of_the_page(browser, tmp_path):
+    from cellinterp.explain.pages import page_html
+    bad = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
+    (tmp_path / "a.html").write_text(page_html("Title", bad))
+    assert visit_all(browser, tmp_path / "a.html") == "Title"
+    # the same page without its policy: the check itself can fail
+    (tmp_path / "b.html").write_text(re.sub("<meta http-equiv[^>]*>", "", page_html("Title", bad)))
+    assert visit_all(browser, tmp_path / "b.html") == "PWNED"
+
+
+def test_a_picture_is_described_by_the_sentence_before_it(tmp_path):
+    image = new_output("display_data", data={"image/png": PIXEL, "text/plain": "<Figure size 640x480 with 1 Axes>"})
+    cells = [new_markdown_cell("# T\n\nWords. What moves when *z3* moves:"), new_code_cell("plot()", outputs=[image])]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "run.ipynb")
+    page = read(report.notebook_to_html(tmp_path / "run.ipynb", tmp_path / "report.html"))
+    assert 'alt="What moves when z3 moves"' in page and "Figure size" not in page

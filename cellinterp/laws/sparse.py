@@ -361,12 +361,12 @@ def plot_path(model, ax=None, against="weights"):
         written = []
         # smallest first; no number on top of another
         for _, row in path.drop_duplicates("inputs").iloc[::-1].iterrows():
-            if any(abs(np.log(row.weights / w)) < .2 for w in written): continue
+            if any(abs(np.log(max(row.weights, 1) / max(w, 1))) < .2 for w in written): continue
             written.append(row.weights)
             ax.annotate(
                 row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points"
             )
-        ax.set_xscale("log")
+        ax.set_xscale("symlog" if (path[against] == 0).any() else "log")
     chosen = path[path.chosen]
     ax.plot(chosen[against], chosen.balanced_accuracy, "o", ms=11, mfc="none", mec="k")
     ax.set(xlabel=against, ylabel="balanced accuracy (validation)")
