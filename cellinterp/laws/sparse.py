@@ -367,7 +367,7 @@ def plot_path(model, ax=None, against="weights"):
                 row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points"
             )
         ax.set_xscale("symlog" if (path[against] == 0).any() else "log")
-    chosen = path[path.chosen]
+    chosen = path[path.chosen] if "chosen" in path else path[:0]
     ax.plot(chosen[against], chosen.balanced_accuracy, "o", ms=11, mfc="none", mec="k")
     ax.set(xlabel=against, ylabel="balanced accuracy (validation)")
     ax.legend(fontsize=7, frameon=False)
