@@ -169,7 +169,7 @@ def test_module_page(site):
     assert "secret_cell" not in page and "unseen_code" not in page and "default_exp" not in page
     assert "import</span> numpy" not in page  # imports alone are no reading
     assert (
-        re.search(r'<h3[^>]*id="api-margin"', page) and "<code>scale</code> : float" in page and "units of a_b" in page
+        re.search(r'<h3[^>]*id="api-margin"', page) and "<td><code>scale</code></td>" in page and "units of a_b" in page
     )
     assert "<summary>Source</summary>" in page and "<summary>Checks</summary>" in page
     assert '<div class="scroll"><table class="dataframe">' in page and "bad()" not in page
@@ -283,8 +283,8 @@ def test_signatures():
     )
     assert "_hidden" not in text and "_private" not in text
     command = build_docs.api_markdown("def run(n: Annotated[int, typer.Option(help='How many.')] = 3): 'Run.'")
-    assert "run(n: int=3)" in command and "`n`\n:   How many." in command
-    assert "`x`\n:   what is scaled" in text and "`by` : float\n:   how much" in text
+    assert "run(n: int=3)" in command and "| `n` |  |  | How many. |" in command
+    assert "| `x` |  |  | what is scaled |" in text and "| `by` | float |  | how much |" in text
 
 
 @settings(max_examples=200, deadline=None)
@@ -631,3 +631,10 @@ def test_a_picture_is_described_by_the_sentence_before_it(tmp_path):
     nbformat.write(new_notebook(cells=cells), tmp_path / "run.ipynb")
     page = read(report.notebook_to_html(tmp_path / "run.ipynb", tmp_path / "report.html"))
     assert 'alt="What moves when z3 moves"' in page and "Figure size" not in page
+
+
+def test_names_are_listed_and_the_notebook_can_be_taken_along(site):
+    page = read(site / "names.html")
+    assert re.search(r'href="laws/demo.html#api-margin"[^>]*><code>margin</code>', page) and "The margin of a law" in page
+    assert (site / "laws" / "demo.ipynb").is_file() and 'href="demo.ipynb" download' in read(site / "laws" / "demo.html")
+    assert 'class="skip" href="#text"' in page and 'href="names.html" aria-current=page' in page

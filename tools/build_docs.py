@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # ---- signatures and docstrings as Markdown
 # -------------------------------------------------------------------------------------------------------------
 
+NAMED = {"Parameters", "Other Parameters", "Attributes"}
 TABLES = {"Parameters", "Other Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns"}
 
 
@@ -68,6 +69,18 @@ def definitions(items: list) -> str:
         body = prose(text).replace("\n", "\n    ") if text else "[]{}"
         parts.append(f"{head}\n:   {body}\n")
     return "\n".join(parts)
+
+
+def parameter_table(items: list) -> str:
+    "(name, type, description) as a table: name, type, default, meaning."
+    rows = []
+    for name, kind, text in items:
+        kind, _, default = kind.partition(", default ")
+        cells = [f"`{name}`" if re.fullmatch(r"[\w*., ]+", name) else prose(name), prose(kind)]
+        cells += [f"`{default}`" if default and "`" not in default else prose(default), prose(text)]
+        # an escaped bar stays; one inside code would end the cell
+        rows.append(" | ".join(re.sub(r"(?<!\\)\|", r"\|", " ".join(cell.split())) for cell in cells))
+    return "| name | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(f"| {row} |" for row in rows) + "\n"
 
 
 def read_items(text: str, title: str = "Parameters") -> list:
@@ -116,7 +129,7 @@ def docstring_markdown(doc: str, comments: list = ()) -> str:
             parts.append(f"**{title}**\n\n{prose(body.strip(chr(10)))}")
             continue
         items = read_items(body, title) if isinstance(body, str) else body
-        parts.append(f"**{title}**\n\n{definitions(items)}")
+        parts.append(f"**{title}**\n\n{(parameter_table if title in NAMED else definitions)(items)}")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -304,7 +317,8 @@ def read_config(nbs: Path) -> dict:
         else:
             sections.append(("", [entry["href"] if isinstance(entry, dict) else entry]))
     bibliography = nbs / config["bibliography"] if config.get("bibliography") else None
-    return {"title": config["website"]["title"], "bibliography": bibliography, "sections": sections}
+    return {"title": config["website"]["title"], "bibliography": bibliography, "sections": sections,
+            "repository": config["website"].get("repo-url", "").rstrip("/")}
 
 
 # ---- the site by pandoc
@@ -341,9 +355,31 @@ def search_entries(address: str, title: str, body: str) -> list:
     ]
 
 
+def extra_pages(top: Path, names: dict, first_lines: dict) -> dict:
+    "Pages that no notebook writes: all names in alphabetical order, the changelog, how to contribute."
+    rows = [f"| [`{name}`]({names[name]}#api-{name}) | {prose(first_lines[name])} |" for name in sorted(names, key=str.lower)]
+    text = "# Index of names\n> Every public function, class and method\n\n| name | what it is |\n|---|---|\n" + "\n".join(rows)
+    texts = {"names.ipynb": text} if rows else {}
+    for name in ("CHANGELOG", "CONTRIBUTING"):
+        path = top / f"{name}.md"
+        if path.is_file(): texts[f"{name.lower()}.ipynb"] = path.read_text(encoding="utf-8")
+    return {page: nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(t)]) for page, t in texts.items()}
+
+
+def page_links(nbs: Path, page: str, target: Path, repository: str) -> str:
+    "A line under the title: the notebook to download and, where a repository is named, its source and how to edit it."
+    if not (nbs / page).is_file(): return ""
+    shutil.copy2(nbs / page, target)
+    links = [f'<a href="{target.name}" download>Download this notebook</a>']
+    if repository:
+        links.append(f'<a href="{repository}/blob/main/nbs/{page}">Source</a>')
+        links.append(f'<a href="{repository}/edit/main/nbs/{page}">Edit</a>')
+    return f'<p class="links">{"".join(links)}</p>'
+
+
 def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, jobs: int) -> list:
     "Write the site; returns the problems found."
-    problems, prepared, titles, names = [], {}, {}, {}
+    problems, prepared, titles, names, first_lines = [], {}, {}, {}, {}
     bibliography = config["bibliography"] if config["bibliography"] and config["bibliography"].is_file() else None
     stamp = subprocess.run([find_pandoc(), "--version"], capture_output=True, text=True).stdout
     stamp += bibliography.read_text(encoding="utf-8") if bibliography else ""
@@ -354,11 +390,20 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
         address = page.removesuffix(".ipynb") + ".html"
         for cell in nb.cells:
             options, code = directives(cell.source) if cell.cell_type == "code" else ({}, "")
-            if {"export", "exports"} & set(options): names.update({name: address for name, *_ in public_names(code)})
+            if not {"export", "exports"} & set(options): continue
+            for name, node, _ in public_names(code):
+                names[name] = address
+                first_lines[name] = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
         nb = prepare(nb)
         title, subtitle = read_title(nb)
         titles[page] = (title or Path(page).stem, subtitle)
         prepared[page] = nb
+
+    for page, nb in extra_pages(nbs.parent, names, first_lines).items():
+        titles[page], prepared[page] = read_title(nb), nb
+    extra = [page for page in prepared if page not in pages]
+    pages = [*pages, *extra]
+    config = {**config, "sections": [*config["sections"], ("More", extra)]}
 
     def render(page):
         markdown, outputs = cells_to_markdown(prepared[page])
@@ -414,6 +459,8 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
         )
         target = out / address
         target.parent.mkdir(parents=True, exist_ok=True)
+        before = page_links(nbs, page, target.with_suffix(".ipynb"), config["repository"])
+        if before: written.add(target.with_suffix(".ipynb").resolve())
         target.write_text(
             page_html(
                 title,
@@ -423,6 +470,7 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
                 home_link=f"{root}index.html",
                 site_title=config["title"] if page != "index.ipynb" else "",
                 root=root,
+                before=before,
                 sidebar=sidebar,
                 after=f'<nav class="turn" aria-label="Next page">{turn}</nav>',
             ),
