@@ -37,14 +37,14 @@ def fill_peaks(s, peak, kind, gone):
 
 
 @compiled
-def pick(s, peak, kind, gone, scores, all_atoms, picked, rhs, n, L):
-    "Up to L atoms more: their numbers and right-hand sides from place n on. Returns how many there are now."
+def pick(s, peak, kind, gone, least, scores, all_atoms, picked, rhs, n, L):
+    "Up to L atoms more with a score above `least`: numbers and right-hand sides from place n on. Returns how many."
     first = n
     while n < len(picked) and n - first < L:
         best = 0
         for k in range(1, len(peak)):
             if peak[k] > peak[best]: best = k
-        if peak[best] <= gone or (kind == 2 and peak[best] <= 0): break
+        if peak[best] <= gone or peak[best] <= least or (kind == 2 and peak[best] <= 0): break
         block = s[best * WIDTH:best * WIDTH + WIDTH]
         a, top = 0, gone
         for m in range(len(block)):
@@ -149,7 +149,7 @@ def subtract(s, G, p, x):
 
 
 @compiled
-def pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
+def pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, tolerance, index, value):
     """Codes of tokens lo to hi, in place. scores (B, M) = XWᵀ; G (M, M); index, value (B, K).
 
     `all_atoms` refits every atom picked so far, else those of the round. Slots that are not used hold atom 0 with the
@@ -165,9 +165,11 @@ def pursue(scores, G, lo, hi, rounds, L, all_atoms, kind, ridge, index, value):
     for b in range(lo, hi):
         n = 0
         s[:] = scores[b]
+        least = -np.inf
         for t in range(rounds):
             fill_peaks(s, peak, kind, gone)
-            first, n = n, pick(s, peak, kind, gone, scores[b], all_atoms, picked, rhs, n, L)
+            if t == 0: least = tolerance * max(0.0, peak.max()) if tolerance > 0 else -np.inf
+            first, n = n, pick(s, peak, kind, gone, least, scores[b], all_atoms, picked, rhs, n, L)
             if n == first: break
             base = 0 if all_atoms else first
             p, q, x = picked[base:n], rhs[base:n], z[base:n]

@@ -60,6 +60,7 @@ def omp(
     selection="signed",
     refit="all",
     ridge=1e-6,
+    tolerance=0.0,
     gram=None,
     scores=None,
     product=None,
@@ -76,6 +77,8 @@ def omp(
     refit : "all" (every atom picked so far, on x) or "new" (those of the round, on the residual, as in the paper; an
         atom may come again).
     ridge : added to the diagonal of the least squares.
+    tolerance : a row picks no more atoms once the largest score left is at most this share of its largest score at
+        first: the number of atoms then follows from the row, up to n_nonzero.
     gram, scores : WWᵀ (M, M) and XWᵀ (N, M), if at hand. product : (X, W) → XWᵀ, in place of the plain product.
     engine : "numba" (CPU), "torch", or "auto". On the CPU, scores that are not given are made for so many rows at a
         time that they take 32 MB.
@@ -116,7 +119,7 @@ def omp(
             raise ValueError("engine='numba' needs numba, and scores on the CPU")
         run = _omp_torch if kernel is None else _omp_numba
         def pursue(scores):
-            return run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge))
+            return run(scores, gram, int(n_nonzero), L, rounds, selection, refit, float(ridge), float(tolerance))
         if scores is not None:
             index, value = pursue(scores)
         else:
@@ -135,11 +138,11 @@ def _compiled():
     return pursue
 
 
-def _omp_numba(scores, gram, K, L, rounds, selection, refit, ridge):
+def _omp_numba(scores, gram, K, L, rounds, selection, refit, ridge, tolerance=0.0):
     scores, G, kernel = scores.contiguous(), gram.to(scores.dtype).contiguous(), _compiled()
     index, value = torch.empty(len(scores), K, dtype=torch.int64), torch.empty(len(scores), K, dtype=scores.dtype)
     s, G, i, v = scores.numpy(), G.numpy(), index.numpy(), value.numpy()
-    def work(lo, hi): kernel(s, G, lo, hi, rounds, L, refit == "all", SELECTION[selection], ridge, i, v)
+    def work(lo, hi): kernel(s, G, lo, hi, rounds, L, refit == "all", SELECTION[selection], ridge, tolerance, i, v)
     threads, step = torch.get_num_threads(), max(16, min(256, len(s) // 8))
     if threads == 1 or len(s) < 64: work(0, len(s))
     else:
@@ -158,10 +161,12 @@ def gram_matrix(W, block: int = 1024):
     return G
 
 # %% ../../nbs/concepts/pursuit.ipynb #3e0762da
-def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge):
+def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge, tolerance=0.0):
     B, M, device = len(scores), len(gram), scores.device
     gram, exact = gram.to(scores.dtype), torch.float64 if device.type != "mps" else torch.float32
     start, scores = scores, scores.clone()
+    used = torch.zeros(B, 0, dtype=torch.bool, device=device)
+    least = tolerance * (scores.abs() if selection == "absolute" else scores).amax(1, True).clamp_min(0)
     index, value = torch.zeros(B, 0, dtype=torch.int64, device=device), torch.zeros(
         B, 0, dtype=scores.dtype, device=device
     )
@@ -170,10 +175,10 @@ def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge):
         if l <= 0: break
         top, new = (scores.abs() if selection == "absolute" else scores).topk(l, dim=1)     # (B, l)
         use = top > (0 if selection != "signed" else -1e38)
+        if tolerance > 0: use = use & (top > least)
         index = torch.cat([index, new], 1)
-        S, target, use_S = (index, start, torch.cat([value != 0, use], 1)) if refit == "all" else (new, scores, use)
-        if selection == "nonnegative" and refit == "all":
-            use_S = torch.cat([torch.ones_like(value, dtype=torch.bool), use], 1)
+        used = torch.cat([used, use], 1)
+        S, target, use_S = (index, start, used) if refit == "all" else (new, scores, use)
         G = gram[S[:, :, None], S[:, None, :]].to(exact)                                    # (B, |S|, |S|)
         G.diagonal(dim1=1, dim2=2).add_(ridge)
         rhs = target.gather(1, S).to(exact) * use_S
