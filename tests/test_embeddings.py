@@ -19,13 +19,8 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from cellinterp.concepts.embeddings import (
-    Embedder,
-    ImageSource,
-    capture,
-    normalise,
-    open_images,
-)
+from cellinterp.concepts.backbones import Backbone, capture
+from cellinterp.concepts.embeddings import Embedder
 from cellinterp.concepts.heatmaps import (
     alignment,
     best_patches,
@@ -35,7 +30,9 @@ from cellinterp.concepts.heatmaps import (
     stain_correlation,
     upsample,
 )
+from cellinterp.concepts.image_sources import ImageSource, open_images
 from cellinterp.concepts.mae import MaskedAutoencoder, positions
+from cellinterp.concepts.pixels import adapt_channels, normalise
 from cellinterp.concepts.whitening import ControlWhitening
 from cellinterp.data.images import ImageSet
 from cellinterp.training.saving import SaveError, load, save

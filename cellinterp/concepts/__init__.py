@@ -12,8 +12,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "dictionary": ["ICFL"],
-        "embeddings": ["Embedder", "embed", "open_images"],
+        "embedding_store": ["embed"],
+        "embeddings": ["Embedder"],
+        "image_sources": ["open_images"],
         "heatmaps": ["heat_maps", "alignment", "pointing", "stain_correlation", "best_patches", "aligned_figure"],
+        "image_sources": ["open_images"],
         "mae": ["MaskedAutoencoder"],
         "pursuit": ["matching_pursuit", "omp"],
         "probes": ["probe", "nearest_label", "replicate_map", "stability", "explained_cosine", "plot_alignment"],
@@ -28,6 +31,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "stream": ["open_rows", "shuffled_batches"],
         "synthetic": ["planted_dictionary", "best_cosines", "mmcs", "atoms_found", "fvu", "pursuit_fvu"],
+        "worlds": ["hard_world", "synthsaebench", "world_scores", "mcc", "oracle_codes"],
         "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
+        "worlds": ["hard_world", "synthsaebench", "world_scores", "mcc", "oracle_codes"],
     },
 )

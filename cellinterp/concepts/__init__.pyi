@@ -1,8 +1,8 @@
 # Written by tools/write_stubs.py from the room's api notebook: do not edit.
 from .dictionary import ICFL as ICFL
+from .embedding_store import embed as embed
 from .embeddings import Embedder as Embedder
-from .embeddings import embed as embed
-from .embeddings import open_images as open_images
+from .image_sources import open_images as open_images
 from .heatmaps import heat_maps as heat_maps
 from .heatmaps import alignment as alignment
 from .heatmaps import pointing as pointing
@@ -36,6 +36,11 @@ from .synthetic import mmcs as mmcs
 from .synthetic import atoms_found as atoms_found
 from .synthetic import fvu as fvu
 from .synthetic import pursuit_fvu as pursuit_fvu
+from .worlds import hard_world as hard_world
+from .worlds import synthsaebench as synthsaebench
+from .worlds import world_scores as world_scores
+from .worlds import mcc as mcc
+from .worlds import oracle_codes as oracle_codes
 from .whitening import ControlWhitening as ControlWhitening
 from .whitening import aggregate as aggregate
 from .whitening import plot_spectrum as plot_spectrum
