@@ -294,7 +294,8 @@ BAD = [
     ["run", "deep.ipynb"],
     ["run", "noformat.ipynb"], ["list", "empty.ipynb"], ["list", "null.ipynb"], ["list", "cell.ipynb"], ["run", "\0"],
     ["run", "x" * 5000 + ".ipynb"], ["run", "t.ipynb", "-f", "date.yaml"], ["run", "t.ipynb", "-f", "bomb.yaml"],
-    ["run", "t.ipynb", "-f", "binary.yaml"], ["run", "t.ipynb", "-f", "keys.yaml"], ["run", "t.ipynb", "-f", "pipe.yaml"],
+    ["run", "t.ipynb", "-f", "binary.yaml"], ["run", "t.ipynb", "-f", "keys.yaml"],
+    ["run", "t.ipynb", "-f", "pipe.yaml"],
     ["run", "t.ipynb", "-o", "s3://../x"], ["run", "t.ipynb", "-o", "\0"], ["run", "t.ipynb", "-o", "x" * 5000],
     ["run", "t.ipynb", "--timeout", "0"], ["run", "t.ipynb", "--timeout", "nan"], ["sweep", "grid.yaml", "-o", "s"],
     ["sweep", "twice.yaml", "-o", "s"], ["sweep", "zero.yaml", "-o", "s"], ["sweep", "good.yaml", "-o", "s", "-w", "0"],
@@ -367,8 +368,10 @@ def test_gather_joins_runs_and_the_table_that_was_kept():
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
-    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=6) | st.integers(), v, max_size=4), max_leaves=15)
-KEYS = st.sampled_from(["product", "zip", "seeds", "minutes", "threads", "memory", "gpus", "slurm", "queue", "prologue"])
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=6) | st.integers(), v, max_size=4),
+    max_leaves=15,
+)
+KEYS = st.sampled_from("product zip seeds minutes threads memory gpus slurm queue prologue".split())
 SIGNS = st.text(st.sampled_from("a1 -:[]{}&*!#|>'\"\n\t,?%@.e+é\0"), max_size=60)
 
 
