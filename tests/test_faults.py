@@ -194,8 +194,8 @@ def test_two_runs_in_one_folder():
 # ---- notebooks that do harm
 
 ENDS = {
-    "sys_exit": (["import sys; sys.exit(0)", FINISH], "ended itself by sys.exit in cell 4"),
-    "exit_after": ([FINISH, "import sys; sys.exit(0)", "1"], "ended itself by sys.exit in cell 5"),
+    "sys_exit": (["import sys; sys.exit(0)", FINISH], "ended itself by sys.exit in cell"),
+    "exit_after": ([FINISH, "import sys; sys.exit(0)", "1"], "ended itself by sys.exit in cell"),
     "dead_after": ([FINISH, "import os; os._exit(0)"], "died"),
     "signal": (["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", FINISH], "died"),
     "deleted": (["import shutil; shutil.rmtree(out)", FINISH], "o"),
