@@ -1,5 +1,5 @@
 (() => {
-const root = document.documentElement, bar = document.querySelector(".top"), narrow = matchMedia("(max-width:75rem)");
+const root = document.documentElement, bar = document.querySelector(".top"), narrow = matchMedia("(max-width:98rem)");
 
 function button(text, label, press) {
   const made = document.createElement("button");
