@@ -848,3 +848,343 @@ def test_density_boxes_are_no_smaller_than_models_take():
 def test_profiles_are_no_images():
     real("bbbc021_profiles")
     with pytest.raises(ValueError, match="profiles"): load_data("bbbc021_profiles")
+
+
+# ---- kinds of files that were read wrong: each right value
+
+def grey(seed=0, shape=(40, 36)): return np.random.default_rng(seed).integers(0, 200, shape).astype(np.uint8)
+
+
+def numbered(folder, n=12):
+    from PIL import Image
+    for i in range(1, n + 1): Image.fromarray(np.full((40, 36), i, np.uint8)).save(folder / f"cell_{i}.png")
+    return {i: "control" if i <= n // 2 else "drug" for i in range(1, n + 1)}
+
+
+@pytest.mark.parametrize("column", ["file", "File", "filename", "image", "path", "Image_FileName_DNA", "Metadata_FileName", "what"])
+@pytest.mark.parametrize("form", ["{}.png", "{}", "/data/plate/{}.png", "plate\\{}.png", "./{}.png"])
+def test_a_table_is_joined_by_the_column_that_names_the_images(tmp_path, column, form):
+    truth = numbered(tmp_path)
+    rows = [{column: form.format(f"cell_{i}"), "label": truth[i]} for i in range(12, 0, -1)]
+    pd.DataFrame(rows).to_csv(tmp_path / "metadata.csv", index=False)
+    cells = load_images(tmp_path)
+    assert [truth[int(v)] for v in cells.images[:, 0, 0, 0]] == cells.labels.tolist()
+    assert any(f"joined by the column {column}" in line for line in cells.notes)
+
+
+def test_rows_are_joined_by_order_on_request_alone(tmp_path):
+    truth = numbered(tmp_path)
+    table = pd.DataFrame({"label": list(truth.values())})
+    with pytest.raises(ValueError, match="no column names the files.*row order"): load_images(tmp_path, metadata=table)
+    assert len(load_images(tmp_path, metadata=table, key="row order")) == 12
+    # a number of the row, where the images have no names
+    np.savez(tmp_path / "a.npz", images=np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, 40, 36), np.uint8))
+    cells = load_images(tmp_path / "a.npz", axes="NYX", metadata=pd.DataFrame({"index": [3, 2, 1, 0], "label": list("dcba")}))
+    assert cells.labels.tolist() == list("abcd")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", ", ", "|", "sep=;"])
+@pytest.mark.parametrize("label", ["label", "Label", "class"])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_in_any_dialect(tmp_path, mark, label, coding):
+    png(tmp_path / "a", grey())
+    png(tmp_path / "b", grey(1))
+    first, mark = ("sep=;\n", ";") if mark == "sep=;" else ("", mark)
+    rows = [["file", label, "group", "dose"], ["a.png", "None", "001", "0.5"], ["b.png", "NA", "1e3", ""], ["", "", "", ""]]
+    (tmp_path / "metadata.csv").write_text(first + "\n".join(mark.join(r) for r in rows), encoding=coding)
+    cells = load_images(tmp_path)
+    assert cells.labels.tolist() == ["None", "NA"] and cells.groups.tolist() == ["001", "1e3"]
+    assert cells.metadata.dose.tolist()[0] == .5 and np.isnan(cells.metadata.dose[1])
+
+
+def test_missing_labels_of_pandas_are_no_class(tmp_path):
+    for i in range(3): png(tmp_path / str(i), grey(i))
+    table = pd.DataFrame({"file": [f"{i}.png" for i in range(3)], "label": ["a", None, "b"], "plate": [1.0, None, 2.0]})
+    for t in (table, table.convert_dtypes()):
+        cells = load_images(tmp_path, metadata=t, group_column="plate")
+        assert cells.labels.tolist() == ["a", "", "b"] and cells.groups.tolist() == ["1", "", "2"]
+
+
+def test_minus_one_is_not_the_last_class(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-1, 0, 1, 0], classes=["dead", "alive"])
+    assert load_images(tmp_path / "a.npz").labels.tolist() == ["", "dead", "alive", "dead"]
+    np.savez(tmp_path / "b.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-2, 0, 1, 0], classes=["dead", "alive"])
+    with pytest.raises(ValueError, match="class number -2"): load_images(tmp_path / "b.npz")
+
+
+def acquisition(folder):
+    "Two channels and three times in six OME-TIFF files that know of each other."
+    import tifffile
+    blocks = "".join(f'<TiffData FirstC="{c}" FirstT="{t}" FirstZ="0" IFD="0" PlaneCount="1"><UUID FileName="c{c}t{t}.ome.tif">'
+                     f"urn:uuid:{c}{t}</UUID></TiffData>" for c in range(2) for t in range(3))
+    xml = ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels'
+           ' ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1" SizeC="2" SizeT="3">'
+           + "".join(f'<Channel ID="Channel:0:{c}" SamplesPerPixel="1"/>' for c in range(2)) + blocks + "</Pixels></Image></OME>")
+    for c in range(2):
+        for t in range(3):
+            tifffile.imwrite(folder / f"c{c}t{t}.ome.tif", np.full((40, 36), 1 + 10 * c + t, np.uint8), description=xml, metadata=None)
+
+
+def test_files_of_one_acquisition_are_read_once_and_whole(tmp_path):
+    acquisition(tmp_path)
+    cells = load_images(tmp_path)
+    assert cells.images[:, :, 0, 0].tolist() == [[1, 11], [2, 12], [3, 13]] and any("6 OME-TIFF files" in n for n in cells.notes)
+    (tmp_path / "c1t2.ome.tif").unlink()
+    with pytest.raises(ValueError, match="c1t2.ome.tif.*black"): load_images(tmp_path)
+
+
+def test_scenes_are_all_read_or_one_is_chosen(tmp_path):
+    import tifffile
+    with tifffile.TiffWriter(tmp_path / "scenes.ome.tif", ome=True) as t:
+        for k in range(3): t.write(np.full((40, 36), k + 1, np.uint8), metadata=dict(axes="YX", Name=f"field {k}"))
+    cells = load_images(tmp_path / "scenes.ome.tif")
+    assert cells.images[:, 0, 0, 0].tolist() == [1, 2, 3] and cells.metadata.scene.tolist() == ["field 0", "field 1", "field 2"]
+    assert load_images(tmp_path / "scenes.ome.tif", scene="field 1").images.max() == 2
+    with tifffile.TiffWriter(tmp_path / "two.tif") as t:
+        t.write(np.full((50, 48), 9, np.uint8), metadata=None)
+        t.write(np.full((400, 360), 1, np.uint8), metadata=None)
+    with pytest.raises(ValueError, match="scene="): load_images(tmp_path / "two.tif")
+    assert load_images(tmp_path / "two.tif", scene=1).images.shape[2:] == (400, 360)
+    with tifffile.TiffWriter(tmp_path / "thumb.tif") as t:
+        t.write(np.full((400, 360), 1, np.uint8), metadata=None)
+        t.write(np.full((50, 48), 9, np.uint8), subfiletype=1, metadata=None)
+    cells = load_images(tmp_path / "thumb.tif")
+    assert cells.images.shape[2:] == (400, 360) and any("reduced" in n for n in cells.notes)
+
+
+def test_pages_mean_the_same_by_path_and_in_a_folder(tmp_path):
+    import tifffile
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((3, 40, 36), np.uint8), photometric="minisblack", metadata=None)
+    for source in (tmp_path, tmp_path / "s.tif"):
+        with pytest.raises(ValueError, match='axes="NYX" reads 3 images, "CYX" 3 channels'): load_images(source)
+        assert load_images(source, axes="NYX").images.shape == (3, 1, 40, 36)
+        assert load_images(source, axes="CYX").images.shape == (1, 3, 40, 36)
+
+
+PICTURES = {
+    "L png": lambda g, p: g.save(p / "a.png"), "bmp": lambda g, p: g.save(p / "a.bmp"), "gif": lambda g, p: g.save(p / "a.gif"),
+    "palette png": lambda g, p: g.convert("P").save(p / "a.png"), "alpha png": lambda g, p: g.convert("LA").save(p / "a.png"),
+    "grey tif": lambda g, p: g.save(p / "a.tif"), "palette tif": lambda g, p: g.convert("P").save(p / "a.tif"),
+    "lzw": lambda g, p: g.save(p / "a.tif", compression="tiff_lzw"), "zstd": lambda g, p: g.save(p / "a.tif", compression="zstd"),
+    "white is zero": lambda g, p: tiff(p / "a", 255 - np.asarray(g), photometric="miniswhite"),
+    "npy": lambda g, p: np.save(p / "a.npy", np.asarray(g)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_one_picture_has_one_meaning_whatever_its_file(tmp_path, kind):
+    from PIL import Image
+    PICTURES[kind](Image.fromarray(grey()), tmp_path)
+    np.testing.assert_array_equal(load_images(tmp_path).images[0, 0], grey())
+
+
+def test_colour_keeps_its_bits_and_leaves_opacity_and_ink_out(tmp_path):
+    import imagecodecs
+    import tifffile
+    from PIL import Image
+    deep = pixels(40, 36, 3)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    np.testing.assert_array_equal(load_images(tmp_path / "deep").images[0], deep.transpose(2, 0, 1))
+    rgb = np.stack([grey(k) for k in range(3)], -1)
+    rgba = np.dstack([rgb, np.full((40, 36), 255, np.uint8)])
+    (tmp_path / "rgba").mkdir()
+    tifffile.imwrite(tmp_path / "rgba" / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(load_images(tmp_path / "rgba").images[0], rgb.transpose(2, 0, 1))
+    ink = np.dstack([255 - rgb, np.zeros((40, 36), np.uint8)])
+    for ending in ("tif", "jpg"):
+        (tmp_path / ending).mkdir()
+        Image.fromarray(ink, mode="CMYK").save(tmp_path / ending / f"a.{ending}", quality=95)
+        close = load_images(tmp_path / ending).images[0].astype(int) - rgb.transpose(2, 0, 1)
+        assert np.abs(close).mean() < (.1 if ending == "tif" else 40) and any("CMYK" in n for n in load_images(tmp_path / ending).notes)
+
+
+def test_mixed_kinds_of_numbers_are_refused_or_scaled(tmp_path):
+    for name, other in [("16", grey().astype(np.uint16) * 257), ("f", (grey() / 255).astype(np.float32))]:
+        folder = tmp_path / name
+        folder.mkdir()
+        tiff(folder / "0", grey())
+        tiff(folder / "1", other)
+        with pytest.raises(ValueError, match='mixed kinds of numbers.*depth="scale"'): load_images(folder)
+        a, b = load_images(folder, depth="scale").images
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x.replace("µm", "&#181;m"), lambda x: x.replace('"', "'"),
+                                    lambda x: x.replace("<", "<OME:").replace("<OME:/", "</OME:").replace("xmlns=", "xmlns:OME=")
+                                    .replace("<OME:?", "<?")])
+def test_ome_is_read_in_any_spelling(tmp_path, change):
+    import tifffile
+    xml = change('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels'
+                 ' ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1" SizeC="1" SizeT="1"'
+                 ' PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="500" PhysicalSizeYUnit="nm"><Channel ID="Channel:0:0"'
+                 ' Name="DAPI" SamplesPerPixel="1"/><TiffData/></Pixels></Image></OME>')
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 36), np.uint8), description=xml.encode(), metadata=None)
+    cells = load_images(tmp_path / "a.tif")
+    assert cells.pixel_size == pytest.approx(.5) and cells.channels == ["DAPI"]
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 36), np.uint8), description=xml.replace("0.5", "INF").encode(), metadata=None)
+    cells = load_images(tmp_path / "a.tif")
+    assert cells.pixel_size is None and any("inf" in n for n in cells.notes)
+
+
+def test_pixels_that_are_no_cubes_are_carried(tmp_path):
+    import tifffile
+    from cellinterp.data.images import resample
+    tifffile.imwrite(tmp_path / "z.ome.tif", np.zeros((12, 40, 36), np.uint8), ome=True,
+                     metadata=dict(axes="ZYX", PhysicalSizeX=0.1, PhysicalSizeY=0.1, PhysicalSizeZ=0.2))
+    cells = load_images(tmp_path)
+    assert cells.pixel_size == (.2, .1, .1) and "0.2 x 0.1 x 0.1 µm" in repr(cells)
+    assert resample(cells).images.shape == (1, 1, 24, 40, 36) and resample(cells).pixel_size == .1
+    tifffile.imwrite(tmp_path / "z.ome.tif", np.zeros((40, 36), np.uint8), ome=True,
+                     metadata=dict(axes="YX", PhysicalSizeX=0.2, PhysicalSizeY=0.8))
+    assert load_images(tmp_path).spacing == (.8, .2)
+
+
+def ngff(path, version, shapes, axes, scale, **more):
+    import zarr
+    group = zarr.open_group(path, mode="w", zarr_format=version)
+    for k, shape in enumerate(shapes): group.create_array(str(k), shape=shape, dtype="u2")[...] = k + 1
+    kinds = dict(c="channel", t="time")
+    said = [dict(version="0.4", axes=[dict(name=a, type=kinds.get(a, "space"), **({"unit": "micrometer"} if a in "zyx" else {})) for a in axes],
+                 datasets=[dict(path=str(k), coordinateTransformations=[dict(type="scale", scale=scale)]) for k in range(len(shapes))])]
+    group.attrs.update(dict(ome=dict(version="0.5", multiscales=said, **more)) if version == 3 else dict(multiscales=said, **more))
+    return path
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_ome_zarr_is_read_by_its_metadata(tmp_path, version):
+    one = ngff(tmp_path / "a.zarr", version, [(2, 64, 64), (2, 32, 32)], "cyx", [1, .5, .5], omero=dict(channels=[dict(label="DNA"), dict(label="ER")]))
+    cells = load_images(one)
+    assert cells.images.shape == (1, 2, 64, 64) and cells.pixel_size == .5 and cells.channels == ["DNA", "ER"]
+    assert load_images(one, level=1).images.shape == (1, 2, 32, 32)
+    volume = ngff(tmp_path / "b.zarr", version, [(12, 64, 64)] * 2, "zyx", [2, .5, .5])
+    assert load_images(volume).images.shape == (1, 1, 12, 64, 64) and load_images(volume).pixel_size == (2, .5, .5)
+    times = ngff(tmp_path / "c.zarr", version, [(3, 2, 1, 64, 64)], "tczyx", [1, 1, 3, .5, .5])
+    assert load_images(times).images.shape == (3, 2, 64, 64) and load_images(times).pixel_size == .5
+
+
+def test_a_plate_gives_its_fields_with_their_wells(tmp_path):
+    import zarr
+    plate = zarr.open_group(tmp_path / "plate.zarr", mode="w", zarr_format=2)
+    plate.attrs["plate"] = dict(name="P1", wells=[dict(path="A/1"), dict(path="B/12")])
+    for well in ("A/1", "B/12"):
+        plate.create_group(well).attrs["well"] = dict(images=[dict(path="0"), dict(path="1")])
+        for f in "01": ngff(tmp_path / "plate.zarr" / well / f, 2, [(2, 64, 64)], "cyx", [1, .5, .5])
+    cells = load_images(tmp_path / "plate.zarr")
+    assert cells.images.shape == (4, 2, 64, 64) and cells.groups.tolist() == ["P1_A01", "P1_A01", "P1_B12", "P1_B12"]
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path):
+    for c in "ab":
+        (tmp_path / c / "plate2").mkdir(parents=True)
+        png(tmp_path / c / "0", grey())
+        png(tmp_path / c / "plate2" / "1", grey())
+        (tmp_path / c / "2.czi").touch()
+        (tmp_path / c / "9.png").symlink_to("/nonexistent/x.png")
+    (tmp_path / "@eaDir").mkdir()
+    cells = load_images(tmp_path)
+    said = "\n".join(cells.notes)
+    assert len(cells) == 2 and "2 files left out: links" in said and "2 images in deeper folders" in said and ".czi" in said
+    assert len(load_images(tmp_path, nested=True)) == 4
+
+
+def test_names_of_arrays_are_no_labels(tmp_path):
+    stack = np.zeros((12, 40, 40), np.uint8)
+    np.savez(tmp_path / "a.npz", stack)
+    assert set(load_images(tmp_path / "a.npz").labels) == {""}
+    np.savez(tmp_path / "b.npz", x_train=stack, y_train=np.arange(12) % 2)
+    assert load_images(tmp_path / "b.npz").labels.tolist() == ["0", "1"] * 6
+    np.savez(tmp_path / "c.npz", train_images=stack, train_labels=np.ones((12, 1), int), test_images=stack, test_labels=np.zeros((12, 1), int))
+    cells = load_images(tmp_path / "c.npz")
+    assert cells.metadata.split.tolist() == ["train"] * 12 + ["test"] * 12 and cells.labels.tolist() == ["1"] * 12 + ["0"] * 12
+    np.savez(tmp_path / "d.npz", images=stack, well=[f"A{i:02}" for i in range(12)], odd=np.zeros(3))
+    cells = load_images(tmp_path / "d.npz")
+    assert cells.metadata.well[1] == "A01" and any("odd" in n for n in cells.notes)
+
+
+def test_crops_of_different_sizes(tmp_path):
+    for k, n in enumerate((30, 50, 80)): png(tmp_path / str(k), np.full((n, n + 4), 10 * k + 5, np.uint8))
+    with pytest.raises(ValueError, match='3 sizes in all.*fit="pad"'): load_images(tmp_path)
+    cells = load_images(tmp_path, size=64, pixel_size=.5)
+    assert cells.images.shape == (3, 1, 64, 64) and (cells.images == np.array([5, 15, 25])[:, None, None, None]).all()
+    assert cells.pixel_size == .5 and any("2 padded" in n and "1 cropped" in n for n in cells.notes)
+    with pytest.raises(ValueError, match="less than size=64"): load_images(tmp_path, size=64, fit="crop")
+    assert load_images(tmp_path, size=64, fit="resize").images.shape == (3, 1, 64, 64)
+
+
+def test_a_pattern_a_list_and_one_image(tmp_path):
+    for i in range(3): png(tmp_path / f"c{i}", grey(i))
+    (tmp_path / "notes.txt").write_text("no image")
+    assert len(load_images(str(tmp_path / "c*.png"))) == 3
+    assert load_images([tmp_path / "c2.png", tmp_path / "c0.png"]).metadata.file.tolist() == ["c2.png", "c0.png"]
+    assert load_images(tmp_path / "c1.png").images.shape == (1, 1, 40, 36)
+    with pytest.raises(ValueError, match="no image matches"): load_images(str(tmp_path / "*.txt"))
+
+
+def test_a_folder_of_red_cells_loads_as_it_is():
+    folder = os.path.join(os.environ.get("CELLINTERP_DATA", ""), "chula_rbc", "images")
+    if not os.path.isdir(folder): pytest.skip("chula_rbc is not in the folder that CELLINTERP_DATA names")
+    cells = load_data(folder, groups="smear")
+    assert cells.images.shape == (2750, 3, 72, 72) and len(cells.class_names) == 11 and len(set(cells.groups)) > 100
+
+
+def test_identifiers_are_no_features(tmp_path):
+    from cellinterp.concepts.stream import open_rows
+    from cellinterp.data import load_profiles
+    (tmp_path / "Cells.csv").write_text("ImageNumber,ObjectNumber,Metadata_Well,Parent_Nuclei,Location_Center_X,AreaShape_Area\n"
+                                        "1,1,A01,1,3,300\n1,2,A01,2,4,310\n")
+    cells = load_profiles(tmp_path / "Cells.csv")
+    assert list(cells.var_names) == ["AreaShape_Area"] and cells.obs.Well.tolist() == ["A01", "A01"]
+    (tmp_path / "p.csv").write_text("Image_Metadata_Plate,compound,replicate,concentration,f1\n1,None,1,0.5,1\n1,NA,2,5,2\n")
+    cells = load_profiles(tmp_path / "p.csv", controls="compound=None")
+    assert list(cells.var_names) == ["f1"] and cells.obs.control.tolist() == [True, False] and cells.uns["notes"]
+    table = pd.DataFrame({"a": [1., 2], "Metadata_Site": [1, 2]}, index=pd.Index([1003, 1000], name="cell_id"))
+    table.to_parquet(tmp_path / "e.parquet")
+    assert open_rows(tmp_path / "e.parquet").columns == ["a"]
+    assert list(load_profiles(tmp_path / "e.parquet").obs_names) == ["1003", "1000"]
+    pd.DataFrame({"embedding": [[.1, .2], [.3, .4]], "well": ["A01", "A02"]}).to_parquet(tmp_path / "l.parquet")
+    assert load_profiles(tmp_path / "l.parquet").shape == (2, 2)
+
+
+def test_tables_of_embeddings_in_parts_nullable_old_and_dense(tmp_path):
+    import anndata
+    import h5py
+    from cellinterp.concepts.stream import open_rows
+    d = pd.DataFrame(np.arange(12.).reshape(6, 2), columns=list("ab"))
+    d.assign(plate=["x", "y"] * 3).to_parquet(tmp_path / "set.parquet", partition_cols=["plate"])
+    assert sorted(open_rows(tmp_path / "set.parquet").read(0, 6)[:, 0]) == d.a.tolist()
+    np.testing.assert_array_equal(open_rows(d.astype("Float64")).read(0, 6), d)
+    np.savez(tmp_path / "a.npz", d.to_numpy())
+    np.testing.assert_array_equal(open_rows(tmp_path / "a.npz").read(0, 6), d)
+    anndata.AnnData(d.to_numpy(np.float32)).write_h5ad(tmp_path / "old.h5ad")
+    with h5py.File(tmp_path / "old.h5ad", "r+") as f:
+        for k in ("encoding-type", "encoding-version"): del f.attrs[k]
+    assert open_rows(tmp_path / "old.h5ad").shape == (6, 2)
+
+
+def test_what_was_known_of_a_cell_stands_beside_what_is_predicted():
+    from cellinterp.runs.predict import _identity
+    table = pd.DataFrame({"row": ["r1", "r2"], "decision": ["x", "y"], "mixed": [1, "two"], "label": ["7", "8"]})
+    known = _identity(ImageSet(np.zeros((2, 1, 4, 4)), ["a", "b"], metadata=table), {"decision"})
+    assert known.row.tolist() == [0, 1] and known.row_given.tolist() == ["r1", "r2"] and known.label.tolist() == ["a", "b"]
+    assert known.label_given.tolist() == ["7", "8"] and known.decision_given.tolist() == ["x", "y"] and known.mixed.tolist() == ["1", "two"]
+
+
+def test_predict_chooses_classes_and_numbers_with_any_table(tmp_path):
+    from cellinterp.runs.predict import _load
+    class Model: steps = []
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for i in range(10): png(tmp_path / c / str(i), grey(i, (64, 64)))
+    table = pd.DataFrame({"file": [f"{c}/{i}.png" for c in "ab" for i in range(10)]})
+    assert len(_load(str(tmp_path), Model, None, 4, 0, None, table)) == 4
+    assert len(_load(str(tmp_path), Model, "a", None, 0, "NYX", None)) == 10
+
+
+def test_pixels_of_another_kind_than_in_training_are_refused():
+    from types import SimpleNamespace
+    from cellinterp.runs.predict import _check_range
+    encoder, cells = SimpleNamespace(image_low_=np.array([0.]), image_high_=np.array([250.])), pixels(20, 1, 32, 32, dtype=np.uint8)
+    _check_range(encoder, cells)
+    for other in ((cells / 255).astype(np.float32), cells.astype(np.uint16) * 257):
+        with pytest.raises(ValueError, match="expected about 0 to 250 in training"): _check_range(encoder, other)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from ..data.features import is_measurement
+from ..data.notes import Notes
 from ..data.stores import check_array, open_h5, open_zarr, require_chunks
 
 # %% auto #0
@@ -94,6 +96,9 @@ def open_rows(source, key: str | None = None) -> RowSource:
     if kind == "zarr.Group": return _open_group(source, key, "the zarr group")
     if key is not None: raise ValueError(f"key={key!r} is for AnnData and zarr groups; got a {kind}")
     if kind == "zarr.Array": return _open_zarr(source)
+    if kind.startswith("dask.") and hasattr(source, "compute"):
+        if hasattr(source, "to_dask_array"): return _open_frame(source.compute())
+        return RowSource(lambda lo, hi: source[lo:hi].compute(), source.shape, source.dtype, name="the dask array")
     if kind == "pandas.DataFrame": return _open_frame(source)
     if kind.startswith("torch."):
         if not hasattr(source, "detach"): raise TypeError(f"source must be a table of numbers; got a {kind}")
@@ -127,7 +132,10 @@ def _open_array(array, name, columns=None):
 
 
 def _open_frame(frame):
-    text = [c for c in frame.columns if frame[c].dtype.kind not in "fiub"]
+    frame = frame[_features(frame.columns, [c for c in frame.columns if _is_number(frame[c].dtype)], "the DataFrame")]
+    text = [c for c in frame.columns if not _is_number(frame[c].dtype)]
+    nullable = {c: "float64" for c in frame.columns if not isinstance(frame[c].dtype, np.dtype)}
+    if not text and nullable: frame = frame.astype(nullable)
     if text:
         raise ValueError(
             f"the DataFrame has columns that are not numbers: {text[:5]}; drop them, or make them the index"
@@ -139,19 +147,46 @@ def _open_frame(frame):
     )
 
 
+def _is_number(dtype) -> bool:
+    "Numbers of numpy, and pandas' nullable ones."
+    return getattr(dtype, "kind", "O") in "fiub"
+
+
+def _features(columns, numbers, name):
+    "The columns without identifiers, doses and places; what is left out is said."
+    numbers = set(numbers)
+    keep = [c for c in columns if is_measurement(c) or (c not in numbers and not str(c).startswith("Metadata_"))]
+    left = [str(c) for c in columns if c not in keep and not str(c).startswith("__index_level_")]
+    if left: Notes().add(f"{name}: no features: {', '.join(left[:8])}{' …' if len(left) > 8 else ''}", warn=False)
+    return keep
+
+
+def _open_npz(path):
+    "A sparse matrix of scipy, or the one array of two dimensions."
+    with np.load(path, allow_pickle=False) as npz:
+        names = npz.files
+        if not {"indices", "indptr", "data"} <= set(names):
+            tables = [n for n in names if npz[n].ndim == 2]
+            if len(tables) != 1:
+                raise ValueError(f"{path.name}: arrays {', '.join(names)}; expected one of two dimensions, or a sparse matrix of scipy")
+            return _open_array(npz[tables[0]], path.name)
+    return open_rows(sparse.load_npz(path))
+
+
 def _open_path(path, key):
+    path = path.expanduser()
     if not path.exists(): raise FileNotFoundError(f"no file or folder {path.name!r} to read rows from")
     suffix = path.suffix.lower()
     if suffix == ".h5ad": return _open_group(open_h5(path), key, path.name)
-    if suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
+    if suffix == ".zarr" or any((path / f).exists() for f in ("zarr.json", ".zarray", ".zgroup")):
         node = open_zarr(path)
         return _open_group(node, key, path.name) if hasattr(node, "keys") else _open_zarr(node)
     if key is not None: raise ValueError(f"key={key!r} is for .h5ad and .zarr; got {path.name!r}")
     if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return _open_array(array, path.name)
-    if suffix == ".npz": return open_rows(sparse.load_npz(path))
-    if suffix == ".parquet": return _open_parquet(path)
+    if suffix == ".npz": return _open_npz(path)
+    if suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)): return _open_parquet(path)
     raise ValueError(f"cannot read rows from {path.name!r}: expected .npy, .npz, .zarr, .parquet or .h5ad")
 
 
@@ -183,7 +218,7 @@ def _open_anndata(data, key):
 
 def _open_group(group, key, name):
     "A group of HDF5 or zarr: AnnData on disk, or a plain group of arrays."
-    is_anndata = dict(group.attrs).get("encoding-type") == "anndata"
+    is_anndata = dict(group.attrs).get("encoding-type") == "anndata" or all(k in group for k in ("X", "obs", "var"))
     places = ["X"] if is_anndata and key is None else [f"obsm/{key}", f"layers/{key}"] if is_anndata else [str(key)]
     place = next((p for p in places if p in group), None) if key is not None or is_anndata else None
     if place is None:
@@ -198,8 +233,7 @@ def _open_group(group, key, name):
         )
     node, columns = group[place], None
     if is_anndata and place.split("/")[0] in ("X", "layers"):
-        index = group["var"][group["var"].attrs["_index"]][:]
-        columns = [c.decode() if isinstance(c, bytes) else str(c) for c in index]
+        columns = _names(group["var"])
     if dict(node.attrs).get("encoding-type", "") in ("csr_matrix", "csc_matrix"):
         from anndata.io import sparse_dataset
         if node.attrs["encoding-type"] == "csc_matrix":
@@ -219,33 +253,45 @@ def _open_group(group, key, name):
     )
 
 
+def _names(table):
+    "The index of an AnnData table on disk: a column, a nullable column (a group), or a field of an old compound table."
+    if hasattr(table, "dtype"): index = table[:][table.dtype.names[0]]
+    else:
+        index = table[table.attrs.get("_index", "index" if "index" in table else "_index")]
+        index = index["values"][:] if hasattr(index, "keys") else index[:]
+    return [c.decode() if isinstance(c, bytes) else str(c) for c in index]
+
+
 def _open_parquet(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    file = pq.ParquetFile(path)
-    schema = file.schema_arrow
+    files = [pq.ParquetFile(p) for p in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
+    schema = files[0].schema_arrow
+    odd = next((f for f in files if not f.schema_arrow.equals(schema, check_metadata=False)), None)
+    if odd is not None: raise ValueError(f"{path.name}: its files have different columns; expected one table in parts")
     # a saved pandas index is not a feature
-    keep = [f.name for f in schema if not f.name.startswith("__index_level_")]
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    keep = [f.name for f in schema if f.name not in index]
+    def numeric(kind): return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    keep = _features(keep, [n for n in keep if numeric(schema.field(n).type)], path.name)
     text = [
         n
         for n in keep
-        if not (
-            pa.types.is_floating(schema.field(n).type)
-            or pa.types.is_integer(schema.field(n).type)
-            or pa.types.is_boolean(schema.field(n).type)
-        )
+        if not numeric(schema.field(n).type)
     ]
     if text:
         raise ValueError(f"{path.name} has columns that are not numbers: {text[:5]}; write them apart, or drop them")
     dtype = np.float64 if any(pa.types.is_float64(schema.field(n).type) for n in keep) else np.float32
-    counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    groups = [(file, g) for file in files for g in range(file.num_row_groups)]
+    counts = [file.metadata.row_group(g).num_rows for file, g in groups]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     # the row group read last: neighbours are read one after the other
     last = {}
 
     def group(g):
         if g not in last:
-            table = file.read_row_group(g, columns=keep, use_threads=False)
+            file, place = groups[g]
+            table = file.read_row_group(place, columns=keep, use_threads=False)
             block = np.empty((table.num_rows, len(keep)), dtype=dtype)
             # a null becomes NaN, which is refused
             for j, n in enumerate(keep): block[:, j] = table.column(n).to_numpy().astype(dtype, copy=False)

@@ -10,18 +10,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .axes import as_strings
+from .features import split_features
+from .notes import Notes
 from .public import PUBLIC_SETS, find_set
+from .stores import open_h5
+from .tables import TABLE_SUFFIXES, read_table
 
 # %% auto #0
 __all__ = ['load_profiles', 'simulate_profiles']
 
 # %% ../../nbs/data/embeddings.ipynb #afd02efd
-def _anndata(X, obs, names, attribution=""):
+def _anndata(X, obs, names, attribution="", names_of=None):
     import anndata
     obs = obs.reset_index(drop=True)
     for c in obs.columns:
-        if obs[c].dtype == object: obs[c] = obs[c].fillna("").astype(str)
-    obs.index = obs.index.astype(str)
+        if obs[c].dtype == object: obs[c] = as_strings(obs[c])
+    obs.index = obs.index.astype(str) if names_of is None else pd.Index(as_strings(names_of))
     return anndata.AnnData(
         np.ascontiguousarray(X),
         obs=obs,
@@ -71,17 +76,20 @@ def _lincs(folder):
 _READERS = dict(bbbc021_profiles=_bbbc021, lincs_a549_plate=_lincs)
 
 
-def load_profiles(data, controls=None, metadata="Metadata_"):
+def load_profiles(data, controls=None, metadata="Metadata_", features=None, key=None):
     """Profiles or embeddings with their metadata, as an AnnData.
 
     Parameters
     ----------
     data : the name of a public set of profiles ("bbbc021_profiles", "lincs_a549_plate"), "simulated_profiles", or the
-        path of a .csv, .csv.gz, .parquet or .h5ad file.
+        path of a .csv, .tsv, .xlsx, .parquet (file or folder), .h5 or .h5ad file.
     controls : for a file: "column=value", the rows that are controls; written to .obs["control"]. None leaves it as it
         is.
-    metadata : for a table: columns that begin with it, and all columns of text, go to .obs (the prefix dropped); all
-        others are features.
+    metadata : for a table: columns that begin with it, columns of text, and identifiers, places and doses by the conventions
+        of `split_features` go to .obs (the prefix dropped); all others are features. What was taken is said in one line and
+        kept in .uns["notes"].
+    features : for a table: the columns of features, or what their names begin with, where the conventions are not meant.
+    key : for .h5ad: "raw", or a name in .layers or .obsm that becomes .X; for .h5: the name of the array of features.
 
     Raises FileNotFoundError (with what to do), ValueError.
     """
@@ -92,7 +100,7 @@ def load_profiles(data, controls=None, metadata="Metadata_"):
         adata = _anndata(
             *_READERS[name](folder), attribution=next(e for e in PUBLIC_SETS if e["name"] == name)["attribution"]
         )
-    elif Path(name).expanduser().exists(): adata = _read_file(Path(name).expanduser(), metadata)
+    elif Path(name).expanduser().exists(): adata = _read_file(Path(name).expanduser(), metadata, features, key)
     else:
         raise FileNotFoundError(
             f"data: {name!r} came; expected simulated_profiles, {', '.join(known)}, or the path of a .csv, .parquet or"
@@ -114,22 +122,59 @@ def load_profiles(data, controls=None, metadata="Metadata_"):
     return adata
 
 
-def _read_file(path, metadata):
-    if path.suffix == ".h5ad":
-        import anndata
-        return anndata.read_h5ad(path)
-    if path.suffix == ".parquet": table = pd.read_parquet(path)
-    elif path.name.endswith((".csv", ".csv.gz")): table = pd.read_csv(path)
-    else: raise ValueError(f"data: {path.name} came; expected a .csv, .csv.gz, .parquet or .h5ad file")
-    meta = [c for c in table.columns if str(c).startswith(metadata) or not pd.api.types.is_numeric_dtype(table[c])]
-    features = [c for c in table.columns if c not in meta]
-    if not features:
-        raise ValueError(f"data: {path.name} has no column of numbers beside its {len(meta)} columns of metadata")
-    return _anndata(
-        table[features].to_numpy(),
-        table[meta].rename(columns=lambda c: str(c).removeprefix(metadata)),
-        list(map(str, features)),
-    )
+def _read_file(path, metadata, features, key):
+    "A table, an AnnData or an HDF5 file of embeddings."
+    if path.suffix == ".h5ad": return _read_h5ad(path, key)
+    if path.suffix in (".h5", ".hdf5"): return _read_h5(path, key)
+    if key is not None: raise ValueError(f"key: {key!r}; expected None for {path.name}: it is for .h5ad and .h5")
+    notes = Notes()
+    if path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)): table = pd.read_parquet(path)
+    elif path.name.lower().endswith(TABLE_SUFFIXES): table = read_table(path, notes, "data")
+    else: raise ValueError(f"data: {path.name}; expected {', '.join(TABLE_SUFFIXES)}, .h5 or .h5ad")
+    rows = None if isinstance(table.index, pd.RangeIndex) else table.index
+    first = table.columns[0] if len(table.columns) else ""
+    if rows is None and str(first).startswith("Unnamed") or first == "":
+        rows, table = table[first], table.drop(columns=first)
+        notes.add(f"data: the first column of {path.name} has no name: it is taken for the rows' names", warn=False)
+    elif rows is not None: notes.add(f"data: the saved index {rows.name or ''} of {path.name} gives the rows' names", warn=False)
+    if rows is not None and (pd.Index(rows).has_duplicates or isinstance(rows, pd.MultiIndex)): rows = None
+    values, rest = split_features(table.reset_index(drop=True), metadata, features, notes)
+    rest = rest.rename(columns=lambda c: str(c).removeprefix("Image_").removeprefix(metadata) if "Metadata_" in str(c) else
+                       str(c).removeprefix(metadata))
+    twice = rest.columns[rest.columns.duplicated()]
+    if len(twice): raise ValueError(f"data: two columns of metadata are called {twice[0]!r} without their prefix; expected one")
+    adata = _anndata(values.to_numpy(), rest, list(map(str, values.columns)), names_of=rows)
+    adata.uns["notes"] = list(notes)
+    return adata
+
+
+def _read_h5ad(path, key):
+    import anndata
+    adata = anndata.read_h5ad(path)
+    if key is None: return adata
+    if key == "raw":
+        if adata.raw is None: raise ValueError(f"key: 'raw'; {path.name} has no .raw")
+        return adata.raw.to_adata()
+    if key in adata.layers:
+        adata.X = adata.layers[key]
+        return adata
+    if key not in adata.obsm:
+        raise ValueError(f"key: {key!r}; expected 'raw' or one of {', '.join([*adata.layers, *adata.obsm]) or '(none)'}")
+    return anndata.AnnData(np.asarray(adata.obsm[key]), obs=adata.obs)
+
+
+def _read_h5(path, key):
+    "One array (N, d) of features; arrays (N,) beside it are metadata."
+    with open_h5(path) as file:
+        arrays = {n: file[n] for n in file if hasattr(file[n], "shape")}
+        tables = [n for n, a in arrays.items() if len(a.shape) == 2]
+        if key is not None and key not in tables or key is None and len(tables) != 1:
+            raise ValueError(f"key: {key!r}; expected the name of an array (rows, features) of {path.name}: {', '.join(tables) or '(none)'}")
+        name = key or tables[0]
+        X = arrays[name][...]
+        obs = pd.DataFrame({n: a[...] for n, a in arrays.items() if a.shape == X.shape[:1]}, index=range(len(X)))
+    return _anndata(X, obs, [f"{name}_{j}" for j in range(X.shape[1])])
+
 
 # %% ../../nbs/data/embeddings.ipynb #dbcbd39a
 def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, controls_per_plate=20, n_features=60, *,

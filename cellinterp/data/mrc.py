@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import whole_file
+from .notes import Notes
 
 # %% auto #0
 __all__ = ['MRC_SUFFIXES', 'bare_suffix', 'stem_of', 'read_mrc', 'write_volume']
@@ -47,13 +48,15 @@ def _is_stack(header, array: np.ndarray, path) -> bool:
     return bare_suffix(path) == ".mrc" and int(header.ispg) == 0 and int(header.mz) == 1 and len(array) > 1
 
 
-def read_mrc(path) -> tuple[np.ndarray, float | None, bool]:
+def read_mrc(path, cubes: bool = True) -> tuple[np.ndarray, float | None, bool]:
     """A file of the MRC family.
 
     Parameters
     ----------
     path : str or Path
         .mrc, .map, .rec, .mrcs or .st, also packed (.gz, .bz2).
+    cubes : bool, default True
+        Refuse voxels that are no cubes; False: the caller gives their size, and none is returned.
 
     Returns
     -------
@@ -83,7 +86,10 @@ def read_mrc(path) -> tuple[np.ndarray, float | None, bool]:
     known = sizes[:2] if stack and array.ndim < 4 else sizes
     if not np.isfinite(known).all() or (known <= 0).any(): return array, None, stack
     if np.ptp(known) > 1e-3 * known.mean():
-        raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å; expected cubes")
+        if not cubes:
+            Notes().add(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å (x, y, z) are taken for cubes, as voxel_size= says")
+            return array, None, stack
+        raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å; expected cubes, or voxel_size=")
     return array, float(known.mean()), stack
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from .axes import MIN_SIZE
 from .images import ImageSet
 from .readers import load_images
+from .tables import grouped
 
 # %% auto #0
 __all__ = ['PUBLIC_SETS', 'MITOCHECK_FIVE', 'data_folder', 'how_to_get', 'public_sets', 'find_set', 'subsample', 'load_data']
@@ -245,7 +246,8 @@ _READERS = dict(
 )
 
 # %% ../../nbs/data/public.ipynb #8a0d177d
-def load_data(data, classes=None, groups=None, n: int | None = None, seed: int = 0, size: int = 64) -> ImageSet:
+def load_data(data, classes=None, groups=None, n: int | None = None, seed: int = 0, size: int = 64,
+              reading: dict | None = None) -> ImageSet:
     """Any image data by one name.
 
     data : "simulated_nuclei", the name of a public set (`public_sets()`), or a path that `load_images` reads
@@ -255,6 +257,7 @@ def load_data(data, classes=None, groups=None, n: int | None = None, seed: int =
     n : number of images to simulate (default 4,000), or of a part of the set with each class's share kept
     seed : of the simulation, or of the part
     size : edge in pixels of simulated images, and of the boxes of shrec_densities; other sets have their own
+    reading : further arguments of `load_images` for a path, such as dict(axes="NCYX", size=64, fit="pad")
 
     Raises ValueError, FileNotFoundError (with what to do)."""
     name, known = str(data), {e["name"]: e for e in PUBLIC_SETS}
@@ -287,7 +290,8 @@ def load_data(data, classes=None, groups=None, n: int | None = None, seed: int =
         cells = _READERS[name](folder, size) if name == "shrec_densities" else _READERS[name](folder)
         cells.attribution = entry["attribution"]
         if name == "mitocheck_cells" and not classes: classes = MITOCHECK_FIVE
-    elif Path(name).expanduser().exists(): cells = load_images(data)
+    elif Path(name).expanduser().exists() or "://" in name or any(c in name for c in "*?["):
+        cells = load_images(data, **(reading or {}))
     else:
         names = ", ".join(["simulated_nuclei"] + [e["name"] for e in PUBLIC_SETS if e["kind"] != "profiles"])
         raise FileNotFoundError(
@@ -314,4 +318,4 @@ def _grouped(cells: ImageSet, columns: list[str]):
             f"groups: {', '.join(missing)} came; expected columns of the metadata:"
             f" {', '.join(map(str, there)) or 'there is none'}"
         )
-    return cells.metadata[columns].astype(str).agg("_".join, axis=1).to_numpy(dtype=str)
+    return grouped(cells.metadata, columns, "groups")

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .arrays import open_store
 from .axes import as_nchw
 from .images import ImageSet
 from .mrc import MRC_SUFFIXES, bare_suffix, read_mrc, stem_of, write_volume  # noqa: F401 (of this page)
+from .ngff import is_ngff, open_ngff
 
 # %% auto #0
 __all__ = ['read_volume', 'class_of', 'load_volumes', 'voxel_size']
@@ -31,8 +33,24 @@ def _pick(names: list[str]) -> str:
     return found[0]
 
 
-def read_volume(path) -> tuple[np.ndarray, float | None]:
+def _ngff_volume(path: Path, cubes: bool) -> tuple[np.ndarray, float | None]:
+    "The full level of an OME-Zarr volume, with its voxels in Å where they are cubes."
+    found = open_ngff(path)
+    if len(found) > 1: raise ValueError(f"{len(found)} images of OME-Zarr; expected one volume: load_images(…, scene=) reads one")
+    one = found[0]
+    array = np.squeeze(one.read().array)
+    if array.ndim != 3: raise ValueError(f"the axes {one.axes} of {one.array.shape}; expected one volume (z, y, x)")
+    if one.spacing is None or not cubes: return array, None
+    if np.ptp(one.spacing) > 1e-3 * max(one.spacing):
+        raise ValueError(f"voxels of {' x '.join(f'{s * 1e4:g}' for s in one.spacing)} Å (z, y, x); expected cubes: load_images reads it"
+                         " with its sizes, and data.images.resample makes cubes of them")
+    return array, float(np.mean(one.spacing)) * 1e4
+
+
+def read_volume(path, cubes: bool = True) -> tuple[np.ndarray, float | None]:
     """One file as (array, voxel size in Å or None). Nothing is unpickled.
+
+    cubes : False reads voxels that are no cubes, too; their size is not returned then, for the caller gives one.
 
     Raises FileNotFoundError; ValueError, with the file's name, where it cannot be read or its voxels are no cubes."""
     path = Path(path).expanduser()
@@ -40,7 +58,7 @@ def read_volume(path) -> tuple[np.ndarray, float | None]:
     ending, size = bare_suffix(path), None
     try:
         if ending in MRC_SUFFIXES:
-            array, size, _ = read_mrc(path)
+            array, size, _ = read_mrc(path, cubes)
         elif ending == ".npy":
             array = np.load(path, allow_pickle=False)
         elif ending == ".npz":
@@ -48,9 +66,10 @@ def read_volume(path) -> tuple[np.ndarray, float | None]:
                 array = npz[_pick([n for n in npz.files if n not in ("labels", "classes", "files", "voxel_size")])]
                 size = float(npz["voxel_size"]) if "voxel_size" in npz.files else None
         elif ending == ".zarr":
+            if is_ngff(path): return _ngff_volume(path, cubes)
             import zarr
 
-            store = zarr.open(path, mode="r")
+            store = open_store(path)
             if not isinstance(store, zarr.Array):
                 size = store.attrs.get("voxel_size")
                 store = store[_pick(sorted(name for name, _ in store.arrays()))]
@@ -90,16 +109,16 @@ def class_of(file: str, separator: str | None = "_") -> str:
     return stem if not separator else stem.split(separator, 1)[0]
 
 
-def _particles_in(path: Path, alone: bool) -> tuple[np.ndarray, float | None, list[str] | None]:
+def _particles_in(path: Path, alone: bool, cubes: bool = True) -> tuple[np.ndarray, float | None, list[str] | None]:
     """A file's particles (n, [1,] [D,] H, W), Å, and where it holds many their names `file#0` …; None where it is one
     particle.
     """
     if bare_suffix(path) in MRC_SUFFIXES:
-        try: array, size, stack = read_mrc(path)
+        try: array, size, stack = read_mrc(path, cubes)
         except Exception as error:
             raise ValueError(f"source: cannot read {path.name}: {str(error) or type(error).__name__}") from error
     else:
-        array, size = read_volume(path)
+        array, size = read_volume(path, cubes)
         if not alone: array = np.squeeze(array)
         stack = alone or array.ndim > 3
     if not stack or array.ndim == 2: return array[None], size, None
@@ -118,7 +137,7 @@ def _read_all(files: list[Path], alone: bool, separator, voxel_size):
     "All particles (N, …), their names and labels by name, and Å. Raises ValueError where files do not fit each other."
     read, names, labels, size, first = [], [], [], None, None
     for path in files:
-        array, own, many = _particles_in(path, alone)
+        array, own, many = _particles_in(path, alone, voxel_size is None)
         kind = (array.shape[1:], many is None)
         if first is None: first = (kind, path.name)
         if kind[1] != first[0][1]:
