@@ -1188,3 +1188,34 @@ def test_pixels_of_another_kind_than_in_training_are_refused():
     _check_range(encoder, cells)
     for other in ((cells / 255).astype(np.float32), cells.astype(np.uint16) * 257):
         with pytest.raises(ValueError, match="expected about 0 to 250 in training"): _check_range(encoder, other)
+
+
+# ---- crops on disk, and a look at them
+
+def test_crops_of_fields_come_back_with_their_wells(tmp_path):
+    from cellinterp.data.crops import write_crops
+    (tmp_path / "fields").mkdir()
+    (tmp_path / "masks").mkdir()
+    field, mask = pixels(120, 100), np.zeros((120, 100), np.uint8)
+    mask[20:30, 20:30], mask[60:80, 50:60], mask[:5, :5] = 255, 255, 255
+    for well in ("A01", "B02"):
+        tiff(tmp_path / "fields" / f"p1_{well}_s1", field)
+        tiff(tmp_path / "masks" / f"p1_{well}_s1_mask", mask)
+    n = write_crops(tmp_path / "fields", tmp_path / "masks", tmp_path / "c.zarr", 32, pixel_size=.5, edges=False, progress=False)
+    cells = load_images(tmp_path / "c.zarr")
+    assert n == len(cells) == 4 and cells.groups.tolist() == ["p1_A01"] * 2 + ["p1_B02"] * 2 and cells.pixel_size == .5
+    np.testing.assert_array_equal(cells.images[0, 0], field[9:41, 9:41])
+    assert cells.metadata.well.tolist() == ["A01", "A01", "B02", "B02"] and cells.metadata.area.tolist() == [100, 200] * 2
+    (tmp_path / "masks" / "p1_B02_s1_mask.tif").unlink()
+    with pytest.raises(ValueError, match="1 files without a partner .p1_B02_s1.tif"):
+        write_crops(tmp_path / "fields", tmp_path / "masks", tmp_path / "d.zarr", 32, progress=False)
+
+
+def test_a_look_names_what_is_odd_and_what_was_said(tmp_path):
+    from cellinterp.explain.look import look
+    images = np.random.default_rng(0).normal(100, 3, (4, 1, 32, 32)).astype(np.uint8)
+    images[1], images[3] = 0, images[0]
+    images[2, 0, 10:20, 10:20] = 255
+    cells = ImageSet(images, list("aabb"), notes=["3 <b>files</b> left out"])
+    page = look(cells, tmp_path / "look.html").read_text()
+    assert "1 empty, 1 saturated, 1 twice" in page and "3 &lt;b&gt;files" in page and "a 2, b 2" in page
