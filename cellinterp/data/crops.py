@@ -176,7 +176,8 @@ def _write_table(store, table: pd.DataFrame, spacing) -> None:
     table["groups"] = table[wells].fillna("").agg("_".join, axis=1) if "well" in table else table["source"]
     for name in table.columns:
         column = table[name]
-        values = np.asarray(column.fillna("").astype(str), dtype=str) if column.dtype == object else column.to_numpy()
-        store.create_array(str(name), data=values)
+        text = column.dtype == object
+        place = store.create_array(str(name), shape=(len(column),), dtype=str if text else column.dtype)
+        place[:] = column.fillna("").astype(str).to_numpy(dtype=object) if text else column.to_numpy()
     store.attrs["axes"] = "NCYX" if store["images"].ndim == 4 else "NCZYX"
     if spacing is not None: store.attrs["pixel_size"] = [float(s) for s in np.ravel(spacing)]

@@ -8,7 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from ..data.axes import as_strings
 from ..data.files import whole_file
+from ..data.notes import Notes
 
 UNLIKE = 99.0      # percentile of the training cells' reconstruction error above which a cell is flagged
 
@@ -44,6 +48,7 @@ def predict_table(model, images):
         )
     expected, got = getattr(steps[0], "image_shape_", None), images.images.shape[1:]
     if expected is not None and tuple(expected) != tuple(got): raise ValueError(_misfit(tuple(expected), tuple(got)))
+    _check_range(steps[0], images.images)
     Z = values = np.asarray(steps[0].transform(images.images))                           # (N, n_factors)
     for step in steps[1:-1]: values = step.transform(values)
     classifier, classes = steps[-1], [str(c) for c in steps[-1].classes_]
@@ -70,13 +75,42 @@ def _identity(images, taken):
     """
     import numpy as np
     import pandas as pd
-    known = pd.DataFrame({"row": np.arange(len(images.images))})
-    if images.metadata is not None:
-        for name in images.metadata.columns: known[str(name)] = images.metadata[name].to_numpy()
-    if images.labels is not None and np.any(np.asarray(images.labels) != "") and "label" not in known:
-        known["label"] = np.asarray(images.labels)
-    if images.groups is not None and "group" not in known: known["group"] = np.asarray(images.groups)
-    return known.rename(columns={c: f"{c}_given" for c in known.columns if c in taken})
+    known = {"row": np.arange(len(images.images))}
+    if images.labels is not None and np.any(np.asarray(images.labels) != ""): known["label"] = np.asarray(images.labels)
+    if images.groups is not None: known["group"] = np.asarray(images.groups)
+    given = {} if images.metadata is None else {str(c): images.metadata[c] for c in images.metadata.columns}
+    for name, column in given.items():
+        if name in known and np.array_equal(as_strings(column), as_strings(known[name])): continue        # the same, twice
+        own = name
+        while own in known or own in taken or (own != name and own in given): own += "_given"
+        known[own] = _one_kind(column)
+    return pd.DataFrame(known)
+
+
+def _one_kind(column):
+    "A column that a table file can hold: words beside numbers become words."
+    if column.dtype != object: return column.to_numpy()
+    kinds = {type(v) for v in column if v is not None and v == v}
+    return column.to_numpy() if kinds <= {str} or kinds <= {bool} else as_strings(column)
+
+
+def _check_range(encoder, images) -> None:
+    """Pixels of another kind than in training (0 … 1 for 0 … 255) are refused; a range that differs by more than half is
+    said, once: what is dim or bright for the model is another thing then.
+    """
+    low, high = getattr(encoder, "image_low_", None), getattr(encoder, "image_high_", None)
+    if low is None or high is None or not len(images): return
+    sample = images[:: max(1, len(images) // 500)].astype(np.float32)
+    flat = np.moveaxis(sample, 1, 0).reshape(images.shape[1], -1)
+    bottom, top = np.percentile(flat, 0.1, axis=1), np.percentile(flat, 99.9, axis=1)
+    share = (top - bottom) / np.maximum(np.asarray(high) - np.asarray(low), 1e-12)
+    k = int(np.argmax(np.abs(np.log(np.maximum(share, 1e-9)))))
+    seen = f"channel {k} goes from {bottom[k]:.4g} to {top[k]:.4g} (0.1 % and 99.9 % of its pixels)"
+    trained = f"{float(low[k]):.4g} to {float(high[k]):.4g} in training"
+    if not 0.05 < share[k] < 20:
+        raise ValueError(f"data: {seen}; expected about {trained}: the same kind of numbers (8 bit, 16 bit, 0 to 1)")
+    if not 0.5 < share[k] < 2 or abs(bottom[k] - low[k]) > 0.5 * (high[k] - low[k]):
+        Notes().add(f"data: {seen}, and from {trained}: decisions may be of brightness; see the column unlike_training")
 
 
 def _misfit(expected, got) -> str:
@@ -151,7 +185,6 @@ def is_quick(folder) -> bool:
 def _load(data, model, classes, n, seed, axes, metadata):
     "Images by name or path; simulated ones in the size that the model was fitted on."
     from cellinterp.data.public import load_data
-    from cellinterp.data.readers import load_images
-    if axes is not None or metadata is not None: return load_images(data, axes=axes, metadata=metadata)
     shape = getattr(model.steps[0][1], "image_shape_", None) if getattr(model, "steps", None) else None
-    return load_data(data, classes=classes, n=n, seed=seed, **({"size": int(shape[-1])} if shape else {}))
+    reading = {k: v for k, v in dict(axes=axes, metadata=metadata).items() if v is not None}
+    return load_data(data, classes=classes, n=n, seed=seed, reading=reading, **({"size": int(shape[-1])} if shape else {}))
