@@ -13,7 +13,7 @@ from cellinterp.explain import law_boundary, margin, strongest, traversals
 from cellinterp.factors import VAE, AlignedFrame, Beta, BetaTC, Capacity, Head, describe_factors
 from cellinterp.factors.objectives import kl_per_factor, total_correlation
 from cellinterp.laws import BlackBoxClassifier, SparseClassifier
-from cellinterp.laws.sparse import SparseNetwork
+from cellinterp.laws.sparse_network import SparseNetwork
 from cellinterp.training import load, save
 
 SMALL = dict(widths=(8, 8, 16, 16), device="cpu", random_state=0)
@@ -185,6 +185,17 @@ def test_vae_refuses_bad_arguments(cells, change, match):
         VAE(**{**dict(max_steps=1), **change}).fit(cells.images, cells.labels)
 
 
+@pytest.mark.parametrize("frame", ["image", "aligned"])
+def test_images_that_do_not_vary_are_refused_by_name(frame):
+    black = np.zeros((20, 1, 32, 32), np.float32)
+    one = np.repeat(np.random.default_rng(0).random((1, 1, 32, 32)).astype(np.float32), 20, 0)
+    for images in (black, one, one[:1]):
+        with pytest.raises(ValueError, match="images: all .* are the same"): VAE(2, frame=frame, max_steps=3).fit(images)
+    levels = np.arange(20, dtype=np.float32)[:, None, None, None] + black
+    if frame == "aligned":
+        with pytest.raises(ValueError, match="in their own frame"): VAE(2, frame=frame, max_steps=3).fit(levels)
+
+
 def nan(x):
     x = x.astype(np.float32)
     x[0, 0, 3, 3] = np.nan
@@ -233,6 +244,26 @@ def test_black_box_learns_and_does_not_see_the_angle(cells):
     logits = model.module_(torch.zeros(2, 1, 48, 48))
     # a plain module: x -> logits
     assert logits.shape == (2, 2)
+
+
+def test_the_black_box_goes_on_while_held_out_groups_gain(cells, monkeypatch):
+    "Cycles end where one brings nothing, whole groups are held out, and the last cycle sees every image."
+    from cellinterp.laws import blackbox as module
+    split, seen = module.inner_split, []
+    def spy(y, groups=None, **k):
+        seen.append((split(y, groups, **k), groups))
+        return seen[-1][0]
+    monkeypatch.setattr(module, "inner_split", spy)
+    monkeypatch.setattr(module, "auto_steps", lambda steps, *a: 12 if steps == "auto" else steps)
+    groups = np.repeat(np.arange(40), 4)
+    model = BlackBoxClassifier(**SMALL).fit(cells.images, cells.labels, groups=groups)
+    (fit, held), given = seen[0]
+    assert given is groups and not set(groups[fit]) & set(groups[held])
+    scores = model.history_.validation.dropna().to_numpy()
+    # the first that is no better than all before it ends it, or eight cycles do
+    assert len(scores) == 8 or scores[-1] <= scores[:-1].max() and (np.diff(np.maximum.accumulate(scores[:-1])) > 0).all()
+    assert model.n_steps_ == 12 * (len(scores) + 1)
+    with pytest.raises(ValueError, match="widths: 'huge'"): BlackBoxClassifier("huge").fit(cells.images, cells.labels)
 
 
 # sparse networks
@@ -297,8 +328,43 @@ def test_groups_stay_whole_in_the_inner_split(monkeypatch):
     assert groups is g and not set(g[a]) & set(g[b])
 
 
-@parametrize_with_checks([SparseClassifier(random_state=0)])
+# a row of weight 2 is drawn twice as often, not at the same steps as two rows would be
+DRAWN = {
+    f"check_sample_weight_equivalence_on_{kind}_data": "rows are drawn at random in proportion to their weights"
+    for kind in ("dense", "sparse")
+}
+
+
+@parametrize_with_checks([SparseClassifier(random_state=0)], expected_failed_checks=lambda estimator: DRAWN)
 def test_sparse_check_estimator(estimator, check): check(estimator)
+
+
+def test_units_and_offsets_do_not_change_the_sparse_network():
+    "Every column scaled by 1e-9 to 1e9, or shifted by 1e6: the same decisions, and the same columns in use."
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(400, 4))
+    y = np.where(Z[:, 0] * Z[:, 2] > 0, "on", "off")
+    def made(move):
+        model = SparseClassifier(max_steps=60, random_state=0).fit(move(Z[:300]), y[:300])
+        return model.predict(move(Z[300:])), model.kept_.tolist()
+    said, kept = made(lambda z: z)
+    for move in (lambda z: z * 1e-9, lambda z: z * 1e9, lambda z: z * 10.0 ** np.array([-9, 9, 0, 4]), lambda z: z + 1e6):
+        other, others = made(move)
+        assert np.array_equal(other, said) and others == kept
+
+
+def test_a_weight_of_zero_is_no_row_and_weights_move_the_decision():
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(300, 3))
+    y, flipped = (Z[:, 0] > 0).astype(int), rng.random(300) < .5
+    y[flipped] = 1 - y[flipped]
+    weight = np.where(flipped, 0.0, 1.0)
+    model = SparseClassifier(max_steps=60, random_state=0).fit(Z, y, sample_weight=weight)
+    alone = SparseClassifier(max_steps=60, random_state=0).fit(Z[~flipped], y[~flipped])
+    assert np.array_equal(model.predict(Z), alone.predict(Z)) and model.score(Z, Z[:, 0] > 0) > .95
+    # half of the labels are wrong: without weights there is nothing to learn
+    assert SparseClassifier(max_steps=60, random_state=0).fit(Z, y).score(Z, Z[:, 0] > 0) < .8
+    with pytest.raises(ValueError, match="(?i)negative"): SparseClassifier().fit(Z, y, sample_weight=-np.ones(300))
 
 
 def test_pipeline_end_to_end(cells, tmp_path):

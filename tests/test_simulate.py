@@ -236,3 +236,21 @@ def test_measure_speed(cells):
     start = time.process_time()
     measure(cells)
     assert time.process_time() - start < 8  # 4,000 in 6 s on a free core
+
+
+def test_noise_gain_and_blur_are_those_asked_for():
+    "The same cells whatever they are; their size is measured where the camera neither is dark nor saturates."
+    clean = simulate_nuclei(300, random_state=5)
+    x = clean.images.astype(float)
+    inside = (x > 70) & (x < 180)
+    noisy = simulate_nuclei(300, random_state=5, noise=20)
+    assert noisy.factors.equals(clean.factors) and (noisy.labels == clean.labels).all()
+    assert (noisy.images - x)[inside].std() == pytest.approx(20, rel=.03)
+    bright = simulate_nuclei(300, random_state=5, gain=1.3).images
+    assert np.median(bright[inside] / x[inside]) == pytest.approx(1.3, rel=.01)
+    def sharpness(images): return np.percentile(np.abs(np.diff(images.astype(float), axis=-1)), 99.5)
+    assert sharpness(simulate_nuclei(300, random_state=5, blur=1.5).images) < .7 * sharpness(clean.images)
+    for wrong in dict(noise=-1), dict(gain=np.nan), dict(blur=-.1):
+        with pytest.raises(ValueError, match=next(iter(wrong))): simulate_nuclei(3, **wrong)
+    a, b = (simulate_nuclei(10, random_state=np.random.RandomState(0)).images for _ in range(2))
+    assert (a == b).all()

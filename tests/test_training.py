@@ -103,6 +103,44 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="belongs to another run"): fit(max_steps=80, checkpoint=tmp_path)
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"rubbish",
+                                    lambda b: b[:len(b) // 2] + bytes([b[len(b) // 2] ^ 255]) + b[len(b) // 2 + 1:]])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    fit(checkpoint=tmp_path)
+    file = tmp_path / "training.pt"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match="training.pt.*delete it to start anew"): fit(checkpoint=tmp_path)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_runs_nothing(tmp_path):
+    import os
+    import pickle
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(tmp_path / "made"),)
+    (tmp_path / "training.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="not one that"): fit(checkpoint=tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_checkpoint_of_other_data_or_arguments_is_refused(tmp_path):
+    "Same seed, steps and number of rows: only the data, or one argument, differ."
+    from cellinterp.laws import SparseClassifier
+    rng = np.random.default_rng(0)
+    X, other = rng.normal(size=(2, 60, 4))
+    y = np.arange(60) % 2
+    options = dict(max_steps=5, dense_only=True, random_state=0, checkpoint=str(tmp_path))
+    SparseClassifier(**options).fit(X, y)
+    SparseClassifier(**options).fit(X, y)
+    for change, data in ((dict(), other), (dict(learning_rate=1e-4), X), (dict(hidden=(8,)), X), (dict(batch_size=8), X)):
+        with pytest.raises(ValueError, match="belongs to another run"): SparseClassifier(**options | change).fit(data, y)
+
+
+@pytest.mark.parametrize("kind", [np.random.RandomState, np.random.default_rng])
+def test_a_generator_may_stand_for_the_random_state(kind):
+    a, b = (weights(fit(max_steps=5, random_state=kind(3))[0]) for _ in range(2))
+    assert torch.equal(a, b) and not torch.equal(a, weights(fit(max_steps=5, random_state=kind(4))[0]))
+
+
 def test_divergence_is_an_error():
     module = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="learning_rate"):

@@ -9,88 +9,146 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from torch import nn
 
-from ..data.images import check_images
+from ..data.axes import check_images
+from ..data.splits import inner_split
 from ..training.augment import random_views, turns
 from ..training.images import ConvBlocks, ImageEstimator
-from ..training.loop import balanced_weights, n_parameters
+from ..training.loop import auto_steps, balanced_weights, n_parameters
 
 # %% auto #0
-__all__ = ['BlackBoxClassifier']
+__all__ = ['SIZES', 'MOST_CYCLES', 'BlackBoxClassifier', 'joined']
 
 # %% ../../nbs/laws/blackbox.ipynb #84d1d345
+SIZES = {"small": (16, 32, 64, 128), "large": (32, 64, 128, 256)}
+MOST_CYCLES = 8
+
+
 class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
     """A convolutional classifier of images, with rotation-free augmentation.
 
     Parameters
     ----------
-    widths : channels of the convolutional blocks (each halves the image).
-    dropout : on the pooled channels.
-    n_views : images are seen at test time in this many of the 8 exact turns and mirrors.
-    max_steps, batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see
-        `training.loop.train`.
+    widths : "small", "large" or tuple of int, default "small"
+        Channels of the convolutional blocks (each halves the image).
+    dropout : float, default 0.1
+        On the pooled channels.
+    weight_decay : float, default 0.02
+    n_views : int, default 8
+        Images are seen at test time in this many of the 8 exact turns and mirrors.
+    max_steps : int or "auto", default "auto"
+        "auto": cycles of 300 to 600 steps until held-out groups stop improving, and one on all images. A number: one
+        cycle of so many steps on all images.
+    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose
+        As in `training.loop.train`.
 
     Attributes
     ----------
-    classes_ : (K,) class names. module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K). history_ :
-        DataFrame. n_parameters_ : int.
+    classes_ : (K,) class names
+    module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K)
+    history_ : DataFrame; its `validation` is the balanced accuracy on what is held out
+    n_parameters_ : int
+    n_steps_ : int, steps in all
     """
 
     def __init__(
         self,
-        widths=(16, 32, 64, 128),
+        widths="small",
         *,
         dropout=0.1,
         weight_decay=0.02,
         n_views=8,
-        max_steps=600,
+        max_steps="auto",
         batch_size=64,
         learning_rate=4e-3,
         device="auto",
         precision="auto",
         random_state=None,
         checkpoint=None,
-        verbose=False
+        verbose=False,
     ):
-        self.widths, self.dropout, self.weight_decay, self.n_views = widths, dropout, weight_decay, n_views
-        self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.widths = widths
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.n_views = n_views
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def _build(self):
+        if isinstance(self.widths, str) and self.widths not in SIZES:
+            raise ValueError(f"widths: {self.widths!r}; expected 'small', 'large' or channels a block")
+        widths = SIZES[self.widths] if isinstance(self.widths, str) else tuple(self.widths)
         return nn.Sequential(
-            ConvBlocks(self.image_shape_[0], self.widths),
+            ConvBlocks(self.image_shape_[0], widths),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Dropout(self.dropout),
-            nn.Linear(self.widths[-1], len(self.classes_)),
+            nn.Linear(widths[-1], len(self.classes_)),
         )
 
-    def fit(self, images, y):
-        "images (N, C, H, W), y (N,) class names. Raises ValueError for what `check_images` refuses."
+    def fit(self, images, y, *, groups=None):
+        """Train on images (N, C, H, W) with class names y (N,); groups (N,) are kept whole where some are held out.
+
+        Raises ValueError for what `check_images` refuses.
+        """
         images, y = check_images(images, y)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         self._learn_scale(images)
-        self.module_ = self._make_module(self._seed())
-        pixels, target = self._pixels(images), torch.as_tensor(codes)
+        seed = self._seed()
+        self.module_ = self._make_module(seed)
+        self.n_parameters_ = n_parameters(self.module_)
+        everything = np.arange(len(images))
+        if self.max_steps == "auto": cycle = self._train_while_it_pays(images, codes, groups, seed)
+        else: cycle = auto_steps(self.max_steps, 0, 1, 1)
+        self._learn(images, codes, everything, cycle, seed, "all")
+        self.n_steps_ = int(self.history_["step"].iloc[-1])
+        return self
+
+    def _train_while_it_pays(self, images, codes, groups, seed) -> int:
+        "Cycles until held-out groups stop improving; returns the steps of a cycle."
+        fit, held = inner_split(codes, groups, fraction=0.2, seed=seed)
+        cycle = auto_steps("auto", 20 * len(fit) // self.batch_size, 300, 600)
+        def validate():
+            return balanced_accuracy_score(codes[held], self.predict_log_proba(images[held]).argmax(1))
+        self._learn(
+            images, codes, fit, MOST_CYCLES * cycle, seed, "held_out",
+            cycle=cycle, validate=validate, validate_every=cycle, patience=cycle,
+        )
+        return cycle
+
+    def _learn(self, images, codes, rows_in_use, steps, seed, stage, **options):
+        "Train on these rows, from the weights at hand; adds to the history."
+        pixels, target, rows_in_use = self._pixels(images), torch.as_tensor(codes), torch.as_tensor(rows_in_use)
 
         def step(module, rows, t):
+            rows = rows_in_use.to(rows.device)[rows]
             x = random_views(pixels(rows))
             return {"loss": F.cross_entropy(module(x), target.to(rows.device)[rows], label_smoothing=0.05)}
 
-        self.history_ = self._train(
-            step, len(images), weights=balanced_weights(codes), schedule="onecycle", weight_decay=self.weight_decay
+        before = getattr(self, "history_", None) if stage == "all" and self.max_steps == "auto" else None
+        history = self._train(
+            step,
+            len(rows_in_use),
+            max_steps=steps,
+            random_state=seed,
+            weights=balanced_weights(codes[rows_in_use.numpy()]),
+            schedule="onecycle",
+            weight_decay=self.weight_decay,
+            checkpoint=None if self.checkpoint is None else f"{self.checkpoint}/{stage}",
+            data=(images, codes),
+            **options,
         )
-        self.n_parameters_ = n_parameters(self.module_)
-        return self
+        self.history_ = history if before is None else joined(before, history)
 
     def predict_log_proba(self, images):
         "images (N, C, H, W) → (N, K): the normalised mean of the log-probabilities over the views."
@@ -103,3 +161,9 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
     def predict_proba(self, images): return np.exp(self.predict_log_proba(images))
 
     def predict(self, images): return self.classes_[self.predict_log_proba(images).argmax(1)]
+
+
+def joined(before, after):
+    "Two histories as one, the steps counted on."
+    import pandas as pd
+    return pd.concat([before, after.assign(step=after["step"] + before["step"].iloc[-1])], ignore_index=True)

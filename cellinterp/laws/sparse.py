@@ -6,111 +6,224 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
-from ..training.loop import TorchEstimator, balanced_weights, train
+from .sparse_network import HardConcrete, SparseNetwork, prune
+from ..training.loop import TorchEstimator, as_tensor, auto_steps, balanced_weights, train
 
 # %% auto #0
-__all__ = ['SparseNetwork', 'HardConcrete', 'SparseClassifier', 'plot_path', 'plot_network', 'epsilon_set']
+__all__ = ['Path', 'dense_network', 'gated_network', 'narrow_network', 'pruned_networks', 'chosen_network', 'Answers',
+           'SparseClassifier', 'standardised', 'path_table', 'plot_path', 'plot_network', 'epsilon_set']
 
 # %% ../../nbs/laws/sparse.ipynb #1031328e
-class SparseNetwork(nn.Module):
-    """A perceptron whose weights carry masks: x (B, n_features) → logits (B, K). Standardises its input by the buffers
-    `mean` and `std`.
+class Path:
+    """The way from a dense network to a sparse one: what is trained, on which rows, and every network that was seen.
+
+    z (N, d) standardised columns; codes, weights (N,) class numbers and row weights; fit, held: rows to train on and to
+    choose by.
     """
 
-    def __init__(self, n_features: int, hidden, n_classes: int):
-        super().__init__()
-        sizes = [n_features, *hidden, n_classes]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
-        for k, (a, b) in enumerate(zip(sizes, sizes[1:])): self.register_buffer(f"mask{k}", torch.ones(b, a))
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("std", torch.ones(n_features))
+    def __init__(self, model, z, scale, codes, weights, seed, fit, held):
+        self.model, self.z, self.scale, self.seed = model, z, scale, seed
+        self.codes, self.weights, self.target = codes, weights, torch.from_numpy(codes)
+        self.fit, self.held = fit, held
+        self.seen, self.stages, self.best = [], [], 0.0
+        self.widths = list(model.hidden)
+        self.steps = auto_steps(model.max_steps, len(codes) // 2, 60, 400)
 
-    def masks(self): return [getattr(self, f"mask{k}") for k in range(len(self.layers))]
+    def network(self, seed):
+        "A new one of the widths at hand, which knows the columns' scale."
+        self.model.widths_ = self.widths
+        net = self.model._make_module(seed)
+        net.mean.copy_(self.scale[0])
+        net.std.copy_(self.scale[1])
+        return net
 
-    def forward(self, x, gates=None):
-        x = (x - self.mean) / self.std
-        if gates is not None: x = x * gates
-        for k, (layer, mask) in enumerate(zip(self.layers, self.masks())):
-            x = F.linear(F.relu(x) if k else x, layer.weight * mask, layer.bias)
-        return x
+    def learn(self, net, rows, n_steps, stage, gates=None, penalty=0.0):
+        "Train on these rows; each stage has a checkpoint of its own, so that a fit resumes where it was."
+        model, both = self.model, nn.ModuleList([net] if gates is None else [net, gates])
+        groups = None
+        if gates is not None:
+            groups = [{"params": net.parameters()}, {"params": gates.parameters(), "lr": 20 * model.learning_rate}]
 
-    @torch.no_grad()
-    def clean(self):
-        """Drop every weight that lies on no path from an input to an output (dead neurons); a neuron without inputs is
-        a constant, moved into the biases after it.
-        """
-        masks = self.masks()
-        # forwards: neurons without inputs
-        for k in range(len(masks) - 1):
-            idle = masks[k].sum(1) == 0
-            constant = F.relu(self.layers[k].bias) * idle
-            self.layers[k + 1].bias += (self.layers[k + 1].weight * masks[k + 1]) @ constant
-            masks[k + 1][:, idle] = 0
-        # backwards: neurons without outputs
-        for k in range(len(masks) - 2, -1, -1): masks[k][masks[k + 1].sum(0) == 0] = 0
-        for layer, mask in zip(self.layers, masks): layer.weight *= mask
-        return self
+        def step(module, k, t):
+            k = rows[k]
+            loss = F.cross_entropy(net.logits(self.z[k], None if gates is None else gates()), self.target[k])
+            return {"loss": loss if gates is None else loss + penalty * gates.open_probability().sum()}
 
-    def n_weights(self) -> int:
-        "Non-zero parameters on a path from input to output: weights, and the biases of live neurons."
-        return int(sum(m.sum().item() + (m.sum(1) > 0).sum().item() for m in self.masks()))
+        self.stages.append(stage)
+        folder = None if model.checkpoint is None else f"{model.checkpoint}/{len(self.stages):02d}-{stage}"
+        train(
+            both,
+            step,
+            len(rows),
+            max_steps=n_steps,
+            batch_size=model.batch_size,
+            learning_rate=model.learning_rate,
+            weight_decay=1e-4,
+            schedule="onecycle",
+            weights=balanced_weights(self.codes[rows], self.weights[rows]),
+            device="cpu",
+            precision="fp32",
+            random_state=self.seed,
+            verbose=model.verbose,
+            desc=stage,
+            checkpoint=folder,
+            identity=None if folder is None else model._identity((self.z, self.codes, self.weights)),
+            parameters=groups,
+        )
 
-    def inputs(self) -> np.ndarray:
-        "The columns in use."
-        return np.flatnonzero(self.mask0.sum(0).cpu().numpy())
+    def note(self, net, stage) -> float:
+        "Write a network down with its balanced accuracy on the rows held out."
+        with torch.no_grad(): said = net.logits(self.z[self.held]).argmax(1)
+        score = balanced_accuracy_score(self.codes[self.held], said, sample_weight=self.weights[self.held])
+        self.seen.append(dict(
+            stage=stage,
+            inputs=len(net.inputs()),
+            weights=net.n_weights(),
+            balanced_accuracy=score,
+            said=said,
+            columns=" ".join(map(str, net.inputs())),
+            widths=list(self.widths),
+            state={k: v.clone() for k, v in net.state_dict().items()},
+        ))
+        self.best = max(self.best, score)
+        return score
+
+    def near_best(self, score) -> bool: return score >= self.best - self.model.tolerance
+
+# %% ../../nbs/laws/sparse.ipynb #4d357150
+def dense_network(path: Path, constant) -> SparseNetwork:
+    "1. A dense network; a constant column decides nothing."
+    net = path.network(path.seed)
+    net.layers[0].mask[:, constant] = 0
+    path.learn(net, path.fit, path.steps, "dense")
+    path.note(net, "dense")
+    return net
 
 
-class HardConcrete(nn.Module):
-    "One hard-concrete gate an input (Louizos et al. 2018, eq. 10-12); gates start open."
-    gamma, zeta, tau = -0.1, 1.1, 2 / 3
+def gated_network(path: Path, net) -> tuple:
+    "2. Gates on the trained network, λ growing: columns and network of the last one within tolerance."
+    gates, kept, wide = HardConcrete(path.z.shape[1]), net.inputs(), copy.deepcopy(net)
+    for penalty in path.model.penalties:
+        path.learn(net, path.fit, max(30, path.steps // 2), "gates", gates, penalty)
+        gated, g = copy.deepcopy(net), gates.eval()().detach()
+        gates.train()
+        with torch.no_grad():
+            gated.layers[0].weight *= g
+            gated.layers[0].mask *= g > 0
+        if len(gated.inputs()) == 0: break
+        if path.near_best(path.note(gated, f"gates λ={penalty:g}")): kept, wide = gated.inputs(), gated
+    return kept, wide
 
-    def __init__(self, n):
-        super().__init__()
-        self.log_alpha = nn.Parameter(torch.full((n,), 2.0))
 
-    def forward(self):
-        if self.training:
-            u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-            s = torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / self.tau)
-        else: s = torch.sigmoid(self.log_alpha)
-        return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+def narrow_network(path: Path, kept, wide) -> tuple:
+    "3. A narrow network on what is left; where it is too narrow for this decision, the wide one goes on."
+    path.widths = list(path.model.narrow)
+    net = path.network(path.seed + 1)
+    net.layers[0].mask[:, np.setdiff1d(np.arange(path.z.shape[1]), kept)] = 0
+    path.learn(net, path.fit, path.steps, "narrow")
+    score = path.note(net, "narrow")
+    if path.near_best(score): return net, score
+    path.widths = list(path.model.hidden)
+    return wide, path.best
 
-    def open_probability(self): return torch.sigmoid(self.log_alpha - self.tau * math.log(-self.gamma / self.zeta))
+
+def pruned_networks(path: Path, net, score, n_classes):
+    "4. Prune and fine-tune until nothing is left to give."
+    tolerance = path.model.tolerance
+    while net.n_weights() > 2 * n_classes and score > path.best - 5 * max(tolerance, 0.01):
+        prune(net, path.model.prune)
+        if len(net.inputs()) == 0: break
+        path.learn(net, path.fit, max(30, path.steps // 4), "prune")
+        score = path.note(net.clean(), "pruned")
+
+
+def chosen_network(path: Path) -> tuple:
+    "5. The sparsest network within tolerance of the best, fine-tuned on all rows; and its line of the path."
+    chosen = min((p for p in path.seen if path.near_best(p["balanced_accuracy"])), key=lambda p: p["weights"])
+    path.widths = chosen["widths"]
+    net = path.network(path.seed)
+    net.load_state_dict(chosen["state"])
+    path.learn(net, np.arange(len(path.codes)), max(30, path.steps // 2), "refit")
+    return net.clean().eval(), chosen
+
+# %% ../../nbs/laws/sparse.ipynb #f9b06433
+class Answers:
+    "What a fitted sparse classifier says."
+
+    def _input(self, X, dtype=(np.float64, np.float32)):
+        check_is_fitted(self, "module_")
+        return validate_data(self, X, accept_sparse="csr", dtype=list(dtype), reset=False)
+
+    def decision_function(self, X):
+        "Logits: (N, K); two classes: the margin for `classes_[1]`, (N,)."
+        X = self._input(X)
+        logits = self._apply(self.module_, X.toarray() if sparse.issparse(X) else X, batch_size=65536)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X):
+        "Class probabilities (N, K)."
+        f = self.decision_function(X)
+        f = np.stack([np.zeros_like(f), f], 1) if f.ndim == 1 else f
+        return softmax(f, axis=1)
+
+    def predict(self, X):
+        P = self.predict_proba(X)
+        return self.classes_[P.argmax(1)]
+
+    def transform(self, X):
+        "The same columns, those not in use set to 0: dense → dense, CSR → CSR, of the same width."
+        X = self._input(X)
+        keep = np.zeros(self.n_features_in_, dtype=X.dtype)
+        keep[self.kept_] = 1
+        return sparse.csr_array(X.multiply(keep)) if sparse.issparse(X) else X * keep
+
+    def get_feature_names_out(self, input_features=None):
+        names = getattr(self, "feature_names_in_", None) if input_features is None else input_features
+        return np.array([f"z{j}" for j in range(self.n_features_in_)] if names is None else names, dtype=object)
 
 # %% ../../nbs/laws/sparse.ipynb #b05c1dfc
-class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
+class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimator):
     """A classifier that uses few of its columns, through few weights.
 
     Parameters
     ----------
-    hidden, narrow : units of the dense network, and of the one that is pruned.
-    tolerance : balanced accuracy that may be given up against the best model on the path.
-    penalties : λ of the gates, in steps. prune : fraction of the weights dropped a round.
-    validation_fraction : rows held out to walk the path (whole groups where `groups` are given).
-    dense_only : stop after the dense network (the row that sparse ones are held against).
-    max_steps : of one training stage; "auto" = a step for every 2 rows, 60 to 400. A fit has about 16 stages, most of
-        them shorter.
-    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : see `training.loop.train`; a
-        checkpoint folder holds one of each stage.
+    hidden, narrow : tuple of int, default (32, 32) and (8, 8)
+        Units of the dense network, and of the one that is pruned.
+    tolerance : float, default 0.01
+        Balanced accuracy that may be given up against the best model on the path.
+    penalties : tuple of float
+        λ of the gates, in steps.
+    prune : float, default 0.3
+        Fraction of the weights dropped a round.
+    validation_fraction : float, default 0.2
+        Share of the rows held out to walk the path (whole groups where `groups` are given).
+    dense_only : bool, default False
+        Stop after the dense network (the row that sparse ones are held against).
+    max_steps : int or "auto", default "auto"
+        Of one training stage; "auto" = a step for every 2 rows, 60 to 400. A fit has about 16 stages, most shorter.
+    batch_size, learning_rate, random_state, checkpoint, verbose
+        As in `training.loop.train`; a checkpoint folder holds one of each stage. It runs on the CPU.
 
     Attributes
     ----------
-    classes_, n_features_in_, module_ (x → logits), kept_ : columns in use. path_ : DataFrame, one row a network on
-        the way: stage, inputs, weights, balanced_accuracy (validation), fidelity (share of validation rows decided as
-        by the dense network), columns (in use), chosen.
-    n_weights_ : int. dense_accuracy_ : validation balanced accuracy of the dense network.
+    classes_, n_features_in_, module_ : class names, number of columns, network (x → logits)
+    kept_ : columns in use
+    path_ : DataFrame, a row a network on the way
+        stage, inputs, weights, balanced_accuracy (validation), fidelity (share of validation rows decided as by the
+        dense network), columns (in use), chosen.
+    n_weights_, dense_accuracy_ : weights in use; validation balanced accuracy of the dense network
     """
 
     def __init__(
@@ -126,28 +239,23 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
         max_steps="auto",
         batch_size=256,
         learning_rate=5e-3,
-        device="cpu",
-        precision="auto",
         random_state=None,
         checkpoint=None,
-        verbose=False
+        verbose=False,
     ):
-        self.hidden, self.narrow, self.tolerance, self.penalties, self.prune = (
-            hidden,
-            narrow,
-            tolerance,
-            penalties,
-            prune,
-        )
-        self.validation_fraction, self.dense_only = validation_fraction, dense_only
-        self.max_steps, self.batch_size, self.learning_rate = max_steps, batch_size, learning_rate
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.hidden = hidden
+        self.narrow = narrow
+        self.tolerance = tolerance
+        self.penalties = penalties
+        self.prune = prune
+        self.validation_fraction = validation_fraction
+        self.dense_only = dense_only
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -156,194 +264,68 @@ class SparseClassifier(ClassifierMixin, TransformerMixin, TorchEstimator):
 
     def _build(self): return SparseNetwork(self.n_features_in_, tuple(self.widths_), len(self.classes_))
 
-    def fit(self, X, y, *, groups=None):
-        """X (N, n_features) dense or CSR; y (N,) class names; groups (N,) kept whole in the inner split. Raises
-        ValueError on bad input.
+    def fit(self, X, y, *, groups=None, sample_weight=None):
+        """Walk the path.
+
+        Parameters
+        ----------
+        X : array or CSR (N, n_features)
+        y : array (N,)
+            Class names.
+        groups : array (N,), optional
+            Kept whole in the inner split.
+        sample_weight : array (N,), optional
+            How often a row counts, 0 or more.
         """
         from cellinterp.data.splits import inner_split
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float32)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y must hold at least two classes; got one class, {self.classes_[0]!r}")
+        X, codes, weights, groups = self._read(X, y, groups, sample_weight)
         seed = self._seed()
-        x, target = torch.from_numpy(X.toarray() if sparse.issparse(X) else X), torch.from_numpy(codes)
+        z, scale, constant = standardised(X)
         fit, held = inner_split(codes, groups, fraction=self.validation_fraction, seed=seed)
-        steps = int(np.clip(X.shape[0] // 2, 60, 400)) if self.max_steps == "auto" else self.max_steps
-        self.widths_, path, stages = list(self.hidden), [], []
-
-        def learn(net, rows, n_steps, gates=None, penalty=0.0, stage=""):
-            net.train()
-            if gates is not None: gates.train()
-            both = nn.ModuleList([net] if gates is None else [net, gates])
-            def step(module, k, t):
-                k = rows[k]
-                loss = F.cross_entropy(net(x[k], None if gates is None else gates()), target[k])
-                return (
-                    {"loss": loss + penalty * gates.open_probability().sum()} if gates is not None else {"loss": loss}
-                )
-            # each stage has a checkpoint of its own, so that a fit resumes where it was
-            stages.append(stage)
-            folder = None if self.checkpoint is None else f"{self.checkpoint}/{len(stages):02d}-{stage}"
-            train(
-                both,
-                step,
-                len(rows),
-                max_steps=n_steps,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                weight_decay=1e-4,
-                schedule="onecycle",
-                weights=balanced_weights(codes[rows]),
-                device="cpu",
-                precision="fp32",
-                random_state=seed,
-                verbose=self.verbose,
-                desc=stage,
-                checkpoint=folder,
-                parameters=(
-                    None
-                    if gates is None
-                    else [{"params": net.parameters()}, {"params": gates.parameters(), "lr": 20 * self.learning_rate}]
-                ),
-            )
-
-        def note(net, stage):
-            with torch.no_grad(): said = net(x[held]).argmax(1)
-            score = balanced_accuracy_score(codes[held], said)
-            state = {k: v.clone() for k, v in net.state_dict().items()}
-            path.append(
-                dict(
-                    stage=stage,
-                    inputs=len(net.inputs()),
-                    weights=net.n_weights(),
-                    balanced_accuracy=score,
-                    said=said,
-                    columns=" ".join(map(str, net.inputs())),
-                    widths=list(self.widths_),
-                    state=state,
-                )
-            )
-            return score
-
-        # 1. dense
-        net = self._make_module(seed)
-        net.mean.copy_(x[fit].mean(0))
-        std = x[fit].std(0, correction=0)
-        net.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-        # a constant column decides nothing
-        net.mask0[:, std <= 1e-6] = 0
-        learn(net, fit, steps, stage="dense")
-        self.dense_accuracy_ = best = note(net, "dense")
-        # 2. gates on the trained network, λ growing; the inputs of the last gated network within tolerance
-        gates, kept, wide = HardConcrete(x.shape[1]), net.inputs(), copy.deepcopy(net)
-        for penalty in self.penalties if not self.dense_only else ():
-            learn(net, fit, max(30, steps // 2), gates, penalty, stage="gates")
-            gates.eval()
-            g = gates().detach()
-            gated = SparseNetwork(x.shape[1], self.hidden, len(self.classes_))
-            gated.load_state_dict(net.state_dict())
-            with torch.no_grad():
-                gated.layers[0].weight *= g
-                gated.mask0 *= g > 0
-            if len(gated.inputs()) == 0: break
-            score = note(gated, f"gates λ={penalty:g}")
-            best = max(best, score)
-            if score >= best - self.tolerance: kept, wide = gated.inputs(), gated
-        # 3. a narrow network on what is left
+        path = Path(self, z, scale, codes, weights, seed, fit, held)
+        net = dense_network(path, constant)
+        self.dense_accuracy_ = path.best
         if not self.dense_only:
-            mean, std = net.mean, net.std
-            self.widths_ = list(self.narrow)
-            net = self._make_module(seed + 1)
-            net.mean.copy_(mean)
-            net.std.copy_(std)
-            unused = np.setdiff1d(np.arange(x.shape[1]), kept)
-            net.mask0[:, unused] = 0
-            learn(net, fit, steps, stage="narrow")
-            score = note(net, "narrow")
-            best = max(best, score)
-            # too narrow for this decision: prune the wide one
-            if score < best - self.tolerance: net, score, self.widths_ = wide, best, list(self.hidden)
-        # 4. prune and fine-tune until nothing is left to give
-        while (
-            not self.dense_only
-            and net.n_weights() > 2 * len(self.classes_)
-            and score > best - 5 * max(self.tolerance, 0.01)
-        ):
-            _prune(net, self.prune)
-            if len(net.inputs()) == 0:
-                break
-            learn(net, fit, max(30, steps // 4), stage="prune")
-            net.clean()
-            score = note(net, "pruned")
-            best = max(best, score)
-        chosen = min((p for p in path if p["balanced_accuracy"] >= best - self.tolerance), key=lambda p: p["weights"])
-        self.widths_ = chosen["widths"]
-        self.module_ = self._make_module(seed)
-        self.module_.load_state_dict(chosen["state"])
-        learn(self.module_, np.arange(len(codes)), max(30, steps // 2), stage="refit")
-        self.module_.clean().eval()
+            net, score = narrow_network(path, *gated_network(path, net))
+            pruned_networks(path, net, score, len(self.classes_))
+        self.module_, chosen = chosen_network(path)
         self.kept_, self.n_weights_ = self.module_.inputs(), self.module_.n_weights()
-        import pandas as pd
-        kept = ("stage", "inputs", "weights", "balanced_accuracy")
-        self.path_ = pd.DataFrame(
-            [
-                {k: p[k] for k in kept}
-                | dict(
-                    fidelity=(p["said"] == path[0]["said"]).float().mean().item(),
-                    columns=p["columns"],
-                    chosen=p is chosen,
-                )
-                for p in path
-            ]
-        )
-        self.history_ = self.path_
+        self.history_ = self.path_ = path_table(path.seen, chosen)
         return self
 
-    def _input(self, X, dtype=np.float32):
-        check_is_fitted(self, "module_")
-        return validate_data(self, X, accept_sparse="csr", dtype=dtype, reset=False)
-
-    def decision_function(self, X):
-        "Logits: (N, K); two classes: the margin for `classes_[1]`, (N,)."
-        X = self._input(X)
-        logits = self._apply(self.module_, X.toarray() if sparse.issparse(X) else X, batch_size=65536)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def predict_proba(self, X):
-        "Class probabilities (N, K)."
-        f = self.decision_function(X)
-        f = np.stack([np.zeros_like(f), f], 1) if f.ndim == 1 else f
-        e = np.exp(f - f.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
-    def predict(self, X):
-        P = self.predict_proba(X)
-        return self.classes_[P.argmax(1)]
-
-    def transform(self, X):
-        "The same columns, those not in use set to 0: dense → dense, CSR → CSR, of the same width."
-        X = self._input(X, dtype=[np.float64, np.float32])
-        keep = np.zeros(self.n_features_in_, dtype=X.dtype)
-        keep[self.kept_] = 1
-        return sparse.csr_array(X.multiply(keep)) if sparse.issparse(X) else X * keep
-
-    def get_feature_names_out(self, input_features=None):
-        names = getattr(self, "feature_names_in_", None) if input_features is None else input_features
-        return np.array([f"z{j}" for j in range(self.n_features_in_)] if names is None else names, dtype=object)
+    def _read(self, X, y, groups, sample_weight):
+        "Checked and dense; rows of weight 0 are left out. Learns classes_."
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True, dtype=np.float64)
+        X, there = X.toarray() if sparse.issparse(X) else X, weights > 0
+        self.classes_, codes = np.unique(y[there], return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y: one class, {list(self.classes_)}; expected at least two classes with weight")
+        return X[there], codes, weights[there], None if groups is None else np.asarray(groups)[there]
 
 
-def _prune(net: SparseNetwork, fraction: float):
-    """Zero the smallest `fraction` of the live weights over all layers (in units of each layer's own scale), at least
-    one.
+def standardised(X) -> tuple:
+    """Columns (N, d) to mean 0 and variance 1, to 1/4096 (float32); mean and standard deviation (d,); and which columns
+    are constant to the precision of their numbers.
     """
-    with torch.no_grad():
-        scores = [
-            (l.weight.abs() * m / (l.weight.abs() * m).max().clamp_min(1e-9)) for l, m in zip(net.layers, net.masks())
-        ]
-        live = torch.cat([s[m > 0] for s, m in zip(scores, net.masks())])
-        cut = live.sort().values[max(0, min(len(live) - 1, int(math.ceil(len(live) * fraction)) - 1))]
-        for s, m in zip(scores, net.masks()): m *= s > cut
+    X = as_tensor(np.asarray(X, dtype=np.float64))
+    mean, std = X.mean(0), X.std(0, correction=0)
+    constant = std <= 1e-12 * X.abs().amax(0)
+    std = torch.where(constant, 1.0, std)
+    return (((X - mean) / std * 4096).round() / 4096).float(), (mean, std), constant
+
+
+def path_table(seen, chosen):
+    "A row a network that was seen."
+    import pandas as pd
+    kept = ("stage", "inputs", "weights", "balanced_accuracy")
+    dense = seen[0]["said"]
+    return pd.DataFrame([
+        {k: p[k] for k in kept}
+        | dict(fidelity=(p["said"] == dense).float().mean().item(), columns=p["columns"], chosen=p is chosen)
+        for p in seen
+    ])
 
 # %% ../../nbs/laws/sparse.ipynb #8ced0895
 def plot_path(model, ax=None, against="weights"):

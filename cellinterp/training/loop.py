@@ -51,10 +51,12 @@ class Rows:
     def _generator(self, k): return torch.Generator().manual_seed((self.seed * 1_000_003 + k) % (2**63 - 1))
 
 
-def balanced_weights(y) -> np.ndarray:
-    "Weights (N,) under which every class is drawn equally often; `y` integer codes (N,)."
-    counts = np.bincount(y)
-    return 1.0 / counts[y]
+def balanced_weights(y, sample_weight=None) -> np.ndarray:
+    """Weights (N,) under which every class is drawn equally often, and within a class each row in proportion to its
+    `sample_weight`; `y` integer codes (N,).
+    """
+    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    return weight / np.bincount(y, weights=weight)[y]
 
 # %% ../../nbs/training/loop.ipynb #8393e2db
 def accelerator(device: str = "auto", precision: str = "auto"):
@@ -89,6 +91,7 @@ class Settings:
     learning_rate: float
     weight_decay: float
     schedule: str
+    cycle: int | None
     checkpoint_every: int
     validate: object
     validate_every: int
@@ -118,7 +121,8 @@ class Training:
         "One step of the optimiser; a group of parameters may keep to a schedule of its own."
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             if group.get("schedule", self.settings.schedule) == "onecycle":
-                group["lr"] = rate * onecycle(t / self.settings.max_steps)
+                cycle = self.settings.cycle or self.settings.max_steps
+                group["lr"] = rate * onecycle(t % cycle / cycle)
         mine = rows[self.acc.process_index :: self.acc.num_processes].to(self.acc.device)
         with self.acc.autocast(): terms = step(self.run, mine, t)
         self.optimizer.zero_grad(set_to_none=True)
@@ -258,6 +262,7 @@ def train(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     schedule: str = "constant",
+    cycle: int | None = None,
     weights=None,
     device: str = "auto",
     precision: str = "auto",
@@ -289,6 +294,8 @@ def train(
         Of AdamW.
     schedule : "constant" or "onecycle", default "constant"
         One cycle rises to `learning_rate` over the first quarter, then falls as a cosine to zero.
+    cycle : int, optional
+        Steps of a cycle, which is then repeated; None: one cycle of `max_steps`.
     weights : array (n_rows,), optional
         Sampling weights; None: plain epochs.
     device, precision : str, default "auto"
@@ -323,7 +330,7 @@ def train(
         raise ValueError(f"schedule: {schedule!r}; expected 'constant' or 'onecycle'")
     acc, seed = accelerator(device, precision), as_seed(random_state)
     settings = Settings(
-        max_steps, learning_rate, weight_decay, schedule, checkpoint_every, validate, validate_every, patience, desc
+        max_steps, learning_rate, weight_decay, schedule, cycle, checkpoint_every, validate, validate_every, patience, desc
     )
     path = None if checkpoint is None else Path(checkpoint) / "training.pt"
     same = {"rows": n_rows, "batch_size": batch_size, "learning_rate": learning_rate, **(identity or {})}
@@ -331,7 +338,8 @@ def train(
     with torch.random.fork_rng(devices=[acc.device] if acc.device.type == "cuda" else []):
         torch.manual_seed(seed + acc.process_index)
         module.train()
-        training, rows = Resumable(path, same, module, parameters, acc, seed, settings), Rows(n_rows, batch_size, seed, weights)
+        training = Resumable(path, same, module, parameters, acc, seed, settings)
+        rows = Rows(n_rows, batch_size, seed, weights)
         training.resume()
         with progress_bar(max_steps, training.start, desc, verbose and acc.is_main_process) as bar:
             for t in range(training.start, max_steps):

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/saving.ipynb #3a138c35
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -347,7 +348,9 @@ def save(model, folder, extra=None, classes=()) -> Path:
         "extra": writer.value(extra or {}, "extra"),
         "model": writer.value(model, "model"),
     }
-    text, tensors = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False), to_bytes(writer.arrays)
+    tensors = to_bytes(writer.arrays)
+    config["checksum"] = _checksum(config, tensors)
+    text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -376,12 +379,19 @@ def load(folder, classes=()):
     folder = Path(folder)
     config = _read_config(folder)
     try:
-        arrays = from_bytes((folder / TENSORS).read_bytes())
+        tensors = (folder / TENSORS).read_bytes()
+        arrays = from_bytes(tensors)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {TENSORS} in {str(folder)!r}: the model is not whole") from None
     except (SafetensorError, KeyError) as error:
         raise SaveError(f"{TENSORS} in {str(folder)!r} cannot be read: {error}") from None
-    try: return _Reader(arrays, classes).read_estimator(config["model"])
+    try:
+        model = _Reader(arrays, classes).read_estimator(config["model"])
+        # the last thing, so that what can be said more precisely is said before; older models have none
+        if config.get("checksum", None) not in (None, _checksum(config, tensors)):
+            raise SaveError(f"{CONFIG} or {TENSORS} was changed after it was saved (the checksum does not fit): put back a"
+                            " whole copy, or fit the model again")
+        return model
     except SaveError as error: raise SaveError(f"model {str(folder)!r}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, IndexError) as error:
         raise SaveError(f"model {str(folder)!r}: {CONFIG} is malformed ({type(error).__name__}: {error})") from None
@@ -417,6 +427,12 @@ def _read_config(folder: Path) -> dict:
             f"the model in {str(folder)!r} has schema {config.get('schema')!r}; this version reads {SCHEMA}"
         )
     return config
+
+
+def _checksum(config, tensors: bytes) -> str:
+    "SHA-256 of what a config says and of the bytes of the arrays."
+    said = json.dumps({k: v for k, v in config.items() if k != "checksum"}, sort_keys=True).encode()
+    return hashlib.sha256(said + hashlib.sha256(tensors).digest()).hexdigest()
 
 
 def _refuse_foreign(folder: Path):
