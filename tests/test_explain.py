@@ -29,7 +29,7 @@ class Law:
             np.array(["no", "yes"] if len(texts) == 1 else list("abcdefg")[: len(texts)]),
         )
     def to_torch(self):
-        from cellinterp.laws.expressions import to_torch
+        from cellinterp.laws.torch_form import to_torch
         return to_torch(list(self.texts), [f"z{j}" for j in range(self.d)])
 
 

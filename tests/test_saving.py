@@ -174,7 +174,7 @@ def test_every_whitelisted_class_exists():
 
 def test_only_estimators_defined_there_count():
     # imported there; not an estimator
-    for name in "cellinterp.laws.symbolic.BaseEstimator", "cellinterp.laws.symbolic.Lambda":
+    for name in "cellinterp.laws.law.BaseEstimator", "cellinterp.laws.law.Lambda":
         with pytest.raises(SaveError, match="not an estimator defined there"): find_class(name)
 
 

@@ -167,7 +167,6 @@ def test_both_laws_choose_by_it(monkeypatch, data):
         asked.append(k)
         return inner_split(y, groups, **k)
     monkeypatch.setattr(splits, "inner_split", spy)
-    monkeypatch.setattr(symbolic, "inner_split", spy)
     SparseClassifier(max_steps=3, validation_fraction=.5, random_state=0).fit(*data)
     symbolic.SymbolicClassifier(engine="operon", max_evaluations=50, n_edits=2, target="labels", random_state=0).fit(
         *data

@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 
-from cellinterp.laws import SymbolicClassifier, SymbolicRegressor, symbolic
-from cellinterp.laws.expressions import compile_numpy
-from cellinterp.laws.symbolic import ratio_law
+from cellinterp.laws import SymbolicClassifier, SymbolicRegressor, regression
+from cellinterp.laws.compile import compile_numpy
+from cellinterp.laws.forms import power_law, ratio_law
+from cellinterp.laws.searching import search_margin
 from cellinterp.laws.tables import (
     factor_table,
     latex_table,
@@ -24,6 +25,7 @@ from cellinterp.laws.tables import (
     ratio_interval,
     stability,
 )
+from cellinterp.laws.tree import variables
 
 QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500, n_edits=15, random_state=0)
 
@@ -31,18 +33,17 @@ QUICK = dict(engine="operon", target="labels", max_nodes=9, max_evaluations=1500
 class Law:
     "A law written down instead of fitted."
     def __init__(self, texts, classes, names):
-        from cellinterp.laws.expressions import complexity, parse
+        from cellinterp.laws.text import complexity, parse
         self.expressions_, self.classes_, self.names_ = texts, np.array(classes), names
         self.parsed = [parse(t, names) for t in texts]
         self.complexity_ = np.array([complexity(e) for e in self.parsed])
-        used = {s.name for e in self.parsed for s in e.free_symbols}
+        used = {v for e in self.parsed for v in variables(e)}
         self.used_ = [n for n in names if n in used]
     def sympy(self): return self.parsed
     def latex(self):
-        from cellinterp.laws.expressions import to_latex
+        from cellinterp.laws.sympy_form import to_latex
         return [to_latex(e) for e in self.parsed]
     def decision_function(self, X):
-        from cellinterp.laws.expressions import compile_numpy
         F = np.stack([compile_numpy(t, self.names_)(np.asarray(X, float)) for t in self.expressions_], 1)
         return F[:, 0] if F.shape[1] == 1 else F
     def predict(self, X):
@@ -95,7 +96,6 @@ def test_pairs_decide_as_they_say():
     table = pairs_table(model)
     for (_, row), law in zip(table.iterrows(), model.estimators_):
         both = np.isin(y, [row.positive, row.negative])
-        from cellinterp.laws.expressions import compile_numpy
         value = compile_numpy(row.equation, ["z0", "z1", "z2"])(X[:400, :3][both])
         # the sides are named the right way round
         assert ((value > 0) == (y[both] == row.positive)).mean() > .9
@@ -196,19 +196,16 @@ def test_an_interval_refuses():
 
 @pytest.mark.parametrize("a,b,k", [(1, -2, 0.0), (0.5, 1, -0.5), (3, -1, 0.2)])
 def test_power_laws_are_found_without_a_search(a, b, k):
-    from cellinterp.laws.expressions import compile_numpy
-    from cellinterp.laws.symbolic import power_law
     P = np.random.default_rng(0).uniform(1, 4, (80, 3))
     def truth(P):
         return 1.7 * P[:, 0] ** a * P[:, 1] ** b * np.exp(k * P[:, 2] ** 2)
     law = power_law(P, truth(P), ["p", "q", "s"], 24, ("*", "/", "sqrt", "square", "exp"))
     wide = np.random.default_rng(1).uniform(.3, 5, (50, 3))
     np.testing.assert_allclose(compile_numpy(law, ["p", "q", "s"])(wide), truth(wide), rtol=1e-6)
-    assert {s.name for s in law.free_symbols} == ({"p", "q", "s"} if k else {"p", "q"})
+    assert set(variables(law)) == ({"p", "q", "s"} if k else {"p", "q"})
 
 
 def test_power_laws_keep_to_the_operators():
-    from cellinterp.laws.symbolic import power_law
     P = np.random.default_rng(0).uniform(1, 4, (80, 2))
     names = ["p", "q"]
     assert (
@@ -265,7 +262,7 @@ def test_a_quotient_bends_little_under_noise():
     found = ratio_law(X, mean + .01 * r.standard_normal(400), list("pqrs"), 40, ("+", "*", "/"))
     error = compile_numpy(found, list("pqrs"))(X) - mean
     # nearer the truth than a row of data is
-    assert np.sqrt(np.square(error).mean()) < .01 and {s.name for s in found.free_symbols} == set("pqrs")
+    assert np.sqrt(np.square(error).mean()) < .01 and set(variables(found)) == set("pqrs")
 
 
 def test_a_regression_is_the_same_for_any_number_of_processes(monkeypatch):
@@ -275,9 +272,9 @@ def test_a_regression_is_the_same_for_any_number_of_processes(monkeypatch):
     laws = []
     for n in (1, 2):
         monkeypatch.setattr(
-            symbolic,
-            "_in_processes",
-            lambda jobs, n_jobs: Parallel(n_jobs=n)(delayed(symbolic.search_margin)(**j) for j in jobs),
+            regression,
+            "in_processes",
+            lambda jobs, n_jobs: Parallel(n_jobs=n)(delayed(search_margin)(**j) for j in jobs),
         )
         laws.append(
             SymbolicRegressor(engine="operon", max_nodes=9, max_evaluations=3000, n_edits=20, random_state=0)

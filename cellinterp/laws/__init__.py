@@ -10,9 +10,14 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "blackbox": ["BlackBoxClassifier"],
-    "expressions": ["complexity", "evaluate", "parse"],
+    "compile": ["evaluate"],
+    "linear": ["head_law", "linear_law"],
     "pysr_adapter": ["pysr_ready", "read_hall_of_fame"],
     "sparse": ["SparseClassifier", "epsilon_set", "plot_network", "plot_path"],
-    "symbolic": ["SymbolicClassifier", "SymbolicRegressor", "linear_law"],
-    "tables": ["factor_table", "latex_table", "law_table", "pairs_table", "ratio_interval", "stability"],
+    "symbolic": ["SymbolicClassifier", "SymbolicRegressor"],
+    "sympy_form": ["to_latex", "to_sympy"],
+    "tables": [
+        "factor_table", "form_table", "latex_table", "law_table", "pairs_table", "ratio_interval", "stability",
+    ],
+    "text": ["complexity", "parse", "tidy_names", "to_text"],
 })
