@@ -1,8 +1,8 @@
 # Written by tools/write_stubs.py from the room's api notebook: do not edit.
 from .blackbox import BlackBoxClassifier as BlackBoxClassifier
-from .expressions import complexity as complexity
-from .expressions import evaluate as evaluate
-from .expressions import parse as parse
+from .compile import evaluate as evaluate
+from .linear import head_law as head_law
+from .linear import linear_law as linear_law
 from .pysr_adapter import pysr_ready as pysr_ready
 from .pysr_adapter import read_hall_of_fame as read_hall_of_fame
 from .sparse import SparseClassifier as SparseClassifier
@@ -11,10 +11,16 @@ from .sparse import plot_network as plot_network
 from .sparse import plot_path as plot_path
 from .symbolic import SymbolicClassifier as SymbolicClassifier
 from .symbolic import SymbolicRegressor as SymbolicRegressor
-from .symbolic import linear_law as linear_law
+from .sympy_form import to_latex as to_latex
+from .sympy_form import to_sympy as to_sympy
 from .tables import factor_table as factor_table
+from .tables import form_table as form_table
 from .tables import latex_table as latex_table
 from .tables import law_table as law_table
 from .tables import pairs_table as pairs_table
 from .tables import ratio_interval as ratio_interval
 from .tables import stability as stability
+from .text import complexity as complexity
+from .text import parse as parse
+from .text import tidy_names as tidy_names
+from .text import to_text as to_text
