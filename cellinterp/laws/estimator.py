@@ -76,7 +76,7 @@ class Searched(Arguments):
         data take milliseconds.
         """
         total = self.max_evaluations if self.max_evaluations is not None else int(np.clip(100 * n, 1000, 400_000))
-        edits = self.n_edits if self.n_edits is not None else int(np.clip(n, 20, 4000))
+        edits = self.n_edits if self.n_edits is not None else int(np.clip(3 * n, 60, 12_000))
         each = max(total // margins, 1)
         restarts = self.n_restarts if self.n_restarts is not None else int(np.clip(each // 100_000, 1, 4))
         return max(each // max(restarts, 1), 1), restarts, edits // margins

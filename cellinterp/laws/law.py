@@ -65,7 +65,7 @@ class Columns(BaseEstimator):
             if reset:
                 self.columns_ = []
                 checks["y"] = y
-            elif self.columns_:
+            elif getattr(self, "columns_", None):
                 raise ValueError(f"X: numbers only; expected a table with {', '.join(n for n, *_ in self.columns_)}")
             out = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=reset, **checks)
         if reset: self._name_columns()

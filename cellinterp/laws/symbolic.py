@@ -85,7 +85,7 @@ class SymbolicRegressor(_Values):
     n_restarts : int, optional
         Engine runs a margin, which share the evaluations.
     n_edits : int, optional
-        Edits in all in the refinement; by default one a row, between 20 and 4,000.
+        Edits in all in the refinement; by default three a row, between 60 and 12,000.
     digits : int, default 7
         Significant digits of its spread that a margin keeps; constants are as long as that needs.
     tolerance : float, default 0.02
