@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "euler": ["dynamo_angles", "dynamo_rotations", "relion_angles", "relion_rotations"],
     "handback": ["write_dynamo", "write_star"],
     "mrc": ["write_volume"],
+    "own_particles": ["load_particles"],
     "particles": ["cut_particles", "read_particles"],
     "star": ["read_star"],
     "polycubes": ["random_polycubes"],
