@@ -24,6 +24,7 @@ from .euler import relion_rotations as relion_rotations
 from .handback import write_dynamo as write_dynamo
 from .handback import write_star as write_star
 from .mrc import write_volume as write_volume
+from .own_particles import load_particles as load_particles
 from .particles import cut_particles as cut_particles
 from .particles import read_particles as read_particles
 from .star import read_star as read_star
