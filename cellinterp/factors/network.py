@@ -18,7 +18,7 @@ from ..training.layers import MaskedLinear
 # %% auto #0
 __all__ = ['Head', 'Network', 'decoder']
 
-# %% ../../nbs/factors/network.ipynb #121fc03b
+# %% ../../nbs/factors/network.ipynb #21ee8383
 class Head(BaseEstimator):
     """What ties the factors to labels: a classifier on top of them that is trained along.
 
@@ -59,13 +59,16 @@ class Head(BaseEstimator):
         share = (1 - float(np.clip((progress - 0.3) / 0.4, 0, 1))) ** 3
         return self.terms + int(max(0, every - self.terms) * share)
 
-    def thin(self, layer: nn.Module, mu, progress: float):
-        "Take from a linear head what moves its output least over these codes `mu` (B, n_factors)."
+    def thin(self, layer: nn.Module, mu, progress: float, worth=1.0):
+        """Take from a linear head what moves its output least over these codes `mu` (B, n_factors); `worth`
+        (n_factors,) is
+        more for factors that have a name.
+        """
         if self.terms is None: return
-        with torch.no_grad(): strength = layer.weight.abs() * mu.detach().std(0)
+        with torch.no_grad(): strength = layer.weight.abs() * mu.detach().std(0) * worth
         layer.keep(self.terms_left(progress, layer.weight.numel()), strength)
 
-# %% ../../nbs/factors/network.ipynb #08e73372
+# %% ../../nbs/factors/network.ipynb #fde9f9b3
 class Network(nn.Module):
     """Encoder to (μ, log σ²), decoder to the drawing (and the spectrum), head to the class logits where there are
     labels.
@@ -103,7 +106,10 @@ class Network(nn.Module):
 
 def decoder(n_factors: int, hidden: int, widths, grid, channels: int) -> nn.Sequential:
     "z (B, n_factors) → drawing (B, channels, *grid); both sides of the grid divide by eight."
-    start = tuple(s // 8 for s in grid)                                # three doublings end at `grid`
+    # three doublings end at `grid`, four at a large one
+    outs = (widths[-3], widths[-4], widths[-4])
+    if min(grid) >= 64 and not any(s % 16 for s in grid): outs = (widths[-3], widths[-3], widths[-4], widths[-4])
+    start = tuple(s // 2 ** len(outs) for s in grid)
     layers = [
         nn.Linear(n_factors, hidden),
         nn.ReLU(),
@@ -112,7 +118,12 @@ def decoder(n_factors: int, hidden: int, widths, grid, channels: int) -> nn.Sequ
         nn.Unflatten(1, (widths[-2], *start)),
     ]
     size = widths[-2]
-    for out in (widths[-3], widths[-4], widths[-4]):
-        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(size, out, 3, padding=1), nn.ReLU()]
+    for out in outs:
+        # between the pixels: nearest neighbours would leave a grid in the drawing
+        layers += [
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(size, out, 3, padding=1),
+            nn.ReLU(),
+        ]
         size = out
     return nn.Sequential(*layers, nn.Conv2d(size, channels, 3, padding=1)).to(memory_format=torch.channels_last)
