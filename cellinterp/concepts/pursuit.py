@@ -181,6 +181,10 @@ def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge, tolerance=0.
         S, target, use_S = (index, start, used) if refit == "all" else (new, scores, use)
         G = gram[S[:, :, None], S[:, None, :]].to(exact)                                    # (B, |S|, |S|)
         G.diagonal(dim1=1, dim2=2).add_(ridge)
+        if tolerance > 0 or selection != "signed":
+            # a slot that is not used takes no part in the least squares
+            G = torch.where(use_S[:, :, None] & use_S[:, None, :], G, 0.0)
+            G.diagonal(dim1=1, dim2=2).add_((~use_S).to(exact))
         rhs = target.gather(1, S).to(exact) * use_S
         z = torch.cholesky_solve(rhs[..., None], torch.linalg.cholesky_ex(G)[0])[..., 0]
         if selection == "nonnegative": z = _nonnegative(G, rhs, z, use_S)

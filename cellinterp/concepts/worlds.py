@@ -186,12 +186,14 @@ def mcc(dictionary, atoms) -> float:
 
 
 def activation_f1(codes, truth, atom, feature):
-    "Precision, recall and F1 (pairs,) of codes (n, K) as detectors of the features of truth (n, M); CSR each."
+    """Precision, recall and F1 (pairs,) of codes (n, K) as detectors of the features of truth (n, M), CSR each; NaN for
+    a feature that never fires in these rows.
+    """
     A, T = ((sparse.csc_array(Z)[:, k] > 0).astype(np.float32) for Z, k in ((codes, atom), (truth, feature)))
     both, on, fires = (np.asarray(Z.sum(0)).ravel() for Z in (A * T, A, T))
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision, recall = np.nan_to_num(both / on), np.nan_to_num(both / fires)
-        return precision, recall, np.nan_to_num(2 * both / (on + fires))
+        scores = np.nan_to_num(both / on), both / fires, 2 * both / (on + fires)
+    return tuple(np.where(fires > 0, score, np.nan) for score in scores)
 
 
 def world_scores(dictionary, codes, world: World, X_hat=None) -> dict:
@@ -200,7 +202,8 @@ def world_scores(dictionary, codes, world: World, X_hat=None) -> dict:
     """
     atom, feature, cosine = match_atoms(dictionary, world.atoms)
     precision, recall, f1 = activation_f1(codes, world.codes, atom, feature)
-    out = dict(mcc=cosine.mean(), f1=f1.mean(), precision=precision.mean(), recall=recall.mean())
+    f1, precision, recall = (np.nanmean(score) for score in (f1, precision, recall))
+    out = dict(mcc=cosine.mean(), f1=f1, precision=precision, recall=recall)
     unit = np.asarray(dictionary) / np.maximum(np.linalg.norm(dictionary, axis=1, keepdims=True), 1e-12)
     S, G, parent = np.abs(unit @ world.atoms.T), np.abs(world.atoms @ world.atoms.T), world.parent
     family = [np.flatnonzero((parent == m) | ((parent == parent[m]) & (parent[m] >= 0))) for m in feature]
