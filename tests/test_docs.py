@@ -638,3 +638,19 @@ def test_names_are_listed_and_the_notebook_can_be_taken_along(site):
     assert re.search(r'href="laws/demo.html#api-margin"[^>]*><code>margin</code>', page) and "The margin of a law" in page
     assert (site / "laws" / "demo.ipynb").is_file() and 'href="demo.ipynb" download' in read(site / "laws" / "demo.html")
     assert 'class="skip" href="#text"' in page and 'href="names.html" aria-current=page' in page
+
+
+def test_the_recipe_of_the_front_page_can_be_built(tmp_path, monkeypatch):
+    "Every line of it but the fit: names that moved and arguments that are gone would stop it."
+    import numpy as np
+    from skimage.io import imsave
+    for k in range(4):
+        folder = tmp_path / "my_folder" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        imsave(folder / f"{k}.png", np.full((16, 16), 40 * k, np.uint8), check_contrast=False)
+    code = re.search(r"```python\n(.*?)model\.fit", read(ROOT / "README.md"), re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(code, made)
+    assert len(made["cells"].images) == 4 and [name for name, _ in made["model"].steps][0] == "vae"
+    assert made["model"].get_params()["vae__head"] is not None
