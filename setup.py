@@ -44,7 +44,6 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["cellinterp", "cellinterp.*"]),
-    package_data={"cellinterp.explain": ["templates/*"]},
     package_data={"cellinterp": ["py.typed", "*/*.pyi", "*/templates/*", "*/static/*"]},
     install_requires=lines("requirements"),
     extras_require={

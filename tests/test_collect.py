@@ -210,10 +210,14 @@ def test_tensorboard_event_files_as_an_option(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (12, 1, 32, 32)).astype(np.uint8)
     net = BlackBoxClassifier(widths=(4, 4, 4, 4), max_steps=2, device="cpu", random_state=0).fit(images, ["a", "b"] * 6)
     losses = [(int(step), round(loss, 4)) for step, loss in net.history_[["step", "loss"]].to_numpy()]
-    assert scalars(tmp_path / "with/.cellinterp/live")["net/loss"] == losses and len(losses) == 2              # while the run goes
+    # while the run goes
+    assert scalars(tmp_path / "with/.cellinterp/live")["net/loss"] == losses and len(losses) == 2
     with contextlib.redirect_stdout(None):
         result = run.finish({"a": 1.0, "none": float("nan")}, {"history": history, "other": pd.DataFrame({"x": [1]})})
-    assert any(a.startswith("tensorboard/") for a in result["artifacts"]) and not (tmp_path / "with/.cellinterp/live").exists()
+    assert (
+        any(a.startswith("tensorboard/") for a in result["artifacts"])
+        and not (tmp_path / "with/.cellinterp/live").exists()
+    )
     found = scalars(tmp_path / "with/tensorboard")
     assert {k: v for k, v in found.items() if not k.startswith("net/")} == {
         "history/loss": [(10, 2.0), (20, 1.5)],

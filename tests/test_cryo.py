@@ -368,7 +368,8 @@ def test_symmetry_is_found_where_it_is():
     R, r = random_rotations(1, 7)[0], np.arange(24) - 11.5
     def ball(points):
         return sum(
-            np.exp(-((r[:, None, None] - z) ** 2 + (r[:, None] - y) ** 2 + (r - x) ** 2) / 6) for x, y, z in points @ R.T
+            np.exp(-((r[:, None, None] - z) ** 2 + (r[:, None] - y) ** 2 + (r - x) ** 2) / 6)
+            for x, y, z in points @ R.T
         )
     assert find_symmetry(ball(ring), n_axes=120, orders=(4, 3, 2))[0] == "D3"
     name, group, r_low = find_symmetry(

@@ -861,7 +861,9 @@ def numbered(folder, n=12):
     return {i: "control" if i <= n // 2 else "drug" for i in range(1, n + 1)}
 
 
-@pytest.mark.parametrize("column", ["file", "File", "filename", "image", "path", "Image_FileName_DNA", "Metadata_FileName", "what"])
+@pytest.mark.parametrize(
+    "column", ["file", "File", "filename", "image", "path", "Image_FileName_DNA", "Metadata_FileName", "what"]
+)
 @pytest.mark.parametrize("form", ["{}.png", "{}", "/data/plate/{}.png", "plate\\{}.png", "./{}.png"])
 def test_a_table_is_joined_by_the_column_that_names_the_images(tmp_path, column, form):
     truth = numbered(tmp_path)
@@ -879,7 +881,9 @@ def test_rows_are_joined_by_order_on_request_alone(tmp_path):
     assert len(load_images(tmp_path, metadata=table, key="row order")) == 12
     # a number of the row, where the images have no names
     np.savez(tmp_path / "a.npz", images=np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, 40, 36), np.uint8))
-    cells = load_images(tmp_path / "a.npz", axes="NYX", metadata=pd.DataFrame({"index": [3, 2, 1, 0], "label": list("dcba")}))
+    cells = load_images(
+        tmp_path / "a.npz", axes="NYX", metadata=pd.DataFrame({"index": [3, 2, 1, 0], "label": list("dcba")})
+    )
     assert cells.labels.tolist() == list("abcd")
 
 
@@ -890,7 +894,12 @@ def test_a_table_in_any_dialect(tmp_path, mark, label, coding):
     png(tmp_path / "a", grey())
     png(tmp_path / "b", grey(1))
     first, mark = ("sep=;\n", ";") if mark == "sep=;" else ("", mark)
-    rows = [["file", label, "group", "dose"], ["a.png", "None", "001", "0.5"], ["b.png", "NA", "1e3", ""], ["", "", "", ""]]
+    rows = [
+        ["file", label, "group", "dose"],
+        ["a.png", "None", "001", "0.5"],
+        ["b.png", "NA", "1e3", ""],
+        ["", "", "", ""],
+    ]
     (tmp_path / "metadata.csv").write_text(first + "\n".join(mark.join(r) for r in rows), encoding=coding)
     cells = load_images(tmp_path)
     assert cells.labels.tolist() == ["None", "NA"] and cells.groups.tolist() == ["001", "1e3"]
@@ -906,29 +915,49 @@ def test_missing_labels_of_pandas_are_no_class(tmp_path):
 
 
 def test_minus_one_is_not_the_last_class(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-1, 0, 1, 0], classes=["dead", "alive"])
+    np.savez(
+        tmp_path / "a.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-1, 0, 1, 0], classes=["dead", "alive"]
+    )
     assert load_images(tmp_path / "a.npz").labels.tolist() == ["", "dead", "alive", "dead"]
-    np.savez(tmp_path / "b.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-2, 0, 1, 0], classes=["dead", "alive"])
+    np.savez(
+        tmp_path / "b.npz", images=np.zeros((4, 40, 40), np.uint8), labels=[-2, 0, 1, 0], classes=["dead", "alive"]
+    )
     with pytest.raises(ValueError, match="class number -2"): load_images(tmp_path / "b.npz")
 
 
 def acquisition(folder):
     "Two channels and three times in six OME-TIFF files that know of each other."
     import tifffile
-    blocks = "".join(f'<TiffData FirstC="{c}" FirstT="{t}" FirstZ="0" IFD="0" PlaneCount="1"><UUID FileName="c{c}t{t}.ome.tif">'
-                     f"urn:uuid:{c}{t}</UUID></TiffData>" for c in range(2) for t in range(3))
-    xml = ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels'
-           ' ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1" SizeC="2" SizeT="3">'
-           + "".join(f'<Channel ID="Channel:0:{c}" SamplesPerPixel="1"/>' for c in range(2)) + blocks + "</Pixels></Image></OME>")
+    blocks = "".join(
+        f'<TiffData FirstC="{c}" FirstT="{t}" FirstZ="0" IFD="0" PlaneCount="1"><UUID FileName="c{c}t{t}.ome.tif">'
+        f"urn:uuid:{c}{t}</UUID></TiffData>"
+        for c in range(2)
+        for t in range(3)
+    )
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image'
+        ' ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1"'
+        ' SizeC="2" SizeT="3">'
+        + "".join(f'<Channel ID="Channel:0:{c}" SamplesPerPixel="1"/>' for c in range(2))
+        + blocks
+        + "</Pixels></Image></OME>"
+    )
     for c in range(2):
         for t in range(3):
-            tifffile.imwrite(folder / f"c{c}t{t}.ome.tif", np.full((40, 36), 1 + 10 * c + t, np.uint8), description=xml, metadata=None)
+            tifffile.imwrite(
+                folder / f"c{c}t{t}.ome.tif",
+                np.full((40, 36), 1 + 10 * c + t, np.uint8),
+                description=xml,
+                metadata=None,
+            )
 
 
 def test_files_of_one_acquisition_are_read_once_and_whole(tmp_path):
     acquisition(tmp_path)
     cells = load_images(tmp_path)
-    assert cells.images[:, :, 0, 0].tolist() == [[1, 11], [2, 12], [3, 13]] and any("6 OME-TIFF files" in n for n in cells.notes)
+    assert cells.images[:, :, 0, 0].tolist() == [[1, 11], [2, 12], [3, 13]] and any(
+        "6 OME-TIFF files" in n for n in cells.notes
+    )
     (tmp_path / "c1t2.ome.tif").unlink()
     with pytest.raises(ValueError, match="c1t2.ome.tif.*black"): load_images(tmp_path)
 
@@ -938,7 +967,11 @@ def test_scenes_are_all_read_or_one_is_chosen(tmp_path):
     with tifffile.TiffWriter(tmp_path / "scenes.ome.tif", ome=True) as t:
         for k in range(3): t.write(np.full((40, 36), k + 1, np.uint8), metadata=dict(axes="YX", Name=f"field {k}"))
     cells = load_images(tmp_path / "scenes.ome.tif")
-    assert cells.images[:, 0, 0, 0].tolist() == [1, 2, 3] and cells.metadata.scene.tolist() == ["field 0", "field 1", "field 2"]
+    assert cells.images[:, 0, 0, 0].tolist() == [1, 2, 3] and cells.metadata.scene.tolist() == [
+        "field 0",
+        "field 1",
+        "field 2",
+    ]
     assert load_images(tmp_path / "scenes.ome.tif", scene="field 1").images.max() == 2
     with tifffile.TiffWriter(tmp_path / "two.tif") as t:
         t.write(np.full((50, 48), 9, np.uint8), metadata=None)
@@ -962,10 +995,15 @@ def test_pages_mean_the_same_by_path_and_in_a_folder(tmp_path):
 
 
 PICTURES = {
-    "L png": lambda g, p: g.save(p / "a.png"), "bmp": lambda g, p: g.save(p / "a.bmp"), "gif": lambda g, p: g.save(p / "a.gif"),
-    "palette png": lambda g, p: g.convert("P").save(p / "a.png"), "alpha png": lambda g, p: g.convert("LA").save(p / "a.png"),
-    "grey tif": lambda g, p: g.save(p / "a.tif"), "palette tif": lambda g, p: g.convert("P").save(p / "a.tif"),
-    "lzw": lambda g, p: g.save(p / "a.tif", compression="tiff_lzw"), "zstd": lambda g, p: g.save(p / "a.tif", compression="zstd"),
+    "L png": lambda g, p: g.save(p / "a.png"),
+    "bmp": lambda g, p: g.save(p / "a.bmp"),
+    "gif": lambda g, p: g.save(p / "a.gif"),
+    "palette png": lambda g, p: g.convert("P").save(p / "a.png"),
+    "alpha png": lambda g, p: g.convert("LA").save(p / "a.png"),
+    "grey tif": lambda g, p: g.save(p / "a.tif"),
+    "palette tif": lambda g, p: g.convert("P").save(p / "a.tif"),
+    "lzw": lambda g, p: g.save(p / "a.tif", compression="tiff_lzw"),
+    "zstd": lambda g, p: g.save(p / "a.tif", compression="zstd"),
     "white is zero": lambda g, p: tiff(p / "a", 255 - np.asarray(g), photometric="miniswhite"),
     "npy": lambda g, p: np.save(p / "a.npy", np.asarray(g)),
 }
@@ -996,7 +1034,9 @@ def test_colour_keeps_its_bits_and_leaves_opacity_and_ink_out(tmp_path):
         (tmp_path / ending).mkdir()
         Image.fromarray(ink, mode="CMYK").save(tmp_path / ending / f"a.{ending}", quality=95)
         close = load_images(tmp_path / ending).images[0].astype(int) - rgb.transpose(2, 0, 1)
-        assert np.abs(close).mean() < (.1 if ending == "tif" else 40) and any("CMYK" in n for n in load_images(tmp_path / ending).notes)
+        assert np.abs(close).mean() < (0.1 if ending == "tif" else 40) and any(
+            "CMYK" in n for n in load_images(tmp_path / ending).notes
+        )
 
 
 def test_mixed_kinds_of_numbers_are_refused_or_scaled(tmp_path):
@@ -1010,25 +1050,41 @@ def test_mixed_kinds_of_numbers_are_refused_or_scaled(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [lambda x: x, lambda x: x.replace("µm", "&#181;m"), lambda x: x.replace('"', "'"),
-                                    lambda x: x.replace("<", "<OME:").replace("<OME:/", "</OME:").replace("xmlns=", "xmlns:OME=")
-                                    .replace("<OME:?", "<?")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x.replace("µm", "&#181;m"),
+        lambda x: x.replace('"', "'"),
+        lambda x: x.replace("<", "<OME:")
+        .replace("<OME:/", "</OME:")
+        .replace("xmlns=", "xmlns:OME=")
+        .replace("<OME:?", "<?"),
+    ],
+)
 def test_ome_is_read_in_any_spelling(tmp_path, change):
     import tifffile
-    xml = change('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels'
-                 ' ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1" SizeC="1" SizeT="1"'
-                 ' PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="500" PhysicalSizeYUnit="nm"><Channel ID="Channel:0:0"'
-                 ' Name="DAPI" SamplesPerPixel="1"/><TiffData/></Pixels></Image></OME>')
+
+    xml = change(
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image'
+        ' ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="36" SizeY="40" SizeZ="1"'
+        ' SizeC="1" SizeT="1" PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="500"'
+        ' PhysicalSizeYUnit="nm"><Channel ID="Channel:0:0" Name="DAPI"'
+        ' SamplesPerPixel="1"/><TiffData/></Pixels></Image></OME>'
+    )
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 36), np.uint8), description=xml.encode(), metadata=None)
     cells = load_images(tmp_path / "a.tif")
-    assert cells.pixel_size == pytest.approx(.5) and cells.channels == ["DAPI"]
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 36), np.uint8), description=xml.replace("0.5", "INF").encode(), metadata=None)
+    assert cells.pixel_size == pytest.approx(0.5) and cells.channels == ["DAPI"]
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((40, 36), np.uint8), description=xml.replace("0.5", "INF").encode(), metadata=None
+    )
     cells = load_images(tmp_path / "a.tif")
     assert cells.pixel_size is None and any("inf" in n for n in cells.notes)
 
 
 def test_pixels_that_are_no_cubes_are_carried(tmp_path):
     import tifffile
+
     from cellinterp.data.images import resample
     tifffile.imwrite(tmp_path / "z.ome.tif", np.zeros((12, 40, 36), np.uint8), ome=True,
                      metadata=dict(axes="ZYX", PhysicalSizeX=0.1, PhysicalSizeY=0.1, PhysicalSizeZ=0.2))
@@ -1045,15 +1101,34 @@ def ngff(path, version, shapes, axes, scale, **more):
     group = zarr.open_group(path, mode="w", zarr_format=version)
     for k, shape in enumerate(shapes): group.create_array(str(k), shape=shape, dtype="u2")[...] = k + 1
     kinds = dict(c="channel", t="time")
-    said = [dict(version="0.4", axes=[dict(name=a, type=kinds.get(a, "space"), **({"unit": "micrometer"} if a in "zyx" else {})) for a in axes],
-                 datasets=[dict(path=str(k), coordinateTransformations=[dict(type="scale", scale=scale)]) for k in range(len(shapes))])]
-    group.attrs.update(dict(ome=dict(version="0.5", multiscales=said, **more)) if version == 3 else dict(multiscales=said, **more))
+    said = [
+        dict(
+            version="0.4",
+            axes=[
+                dict(name=a, type=kinds.get(a, "space"), **({"unit": "micrometer"} if a in "zyx" else {})) for a in axes
+            ],
+            datasets=[
+                dict(path=str(k), coordinateTransformations=[dict(type="scale", scale=scale)])
+                for k in range(len(shapes))
+            ],
+        )
+    ]
+    group.attrs.update(
+        dict(ome=dict(version="0.5", multiscales=said, **more)) if version == 3 else dict(multiscales=said, **more)
+    )
     return path
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_ome_zarr_is_read_by_its_metadata(tmp_path, version):
-    one = ngff(tmp_path / "a.zarr", version, [(2, 64, 64), (2, 32, 32)], "cyx", [1, .5, .5], omero=dict(channels=[dict(label="DNA"), dict(label="ER")]))
+    one = ngff(
+        tmp_path / "a.zarr",
+        version,
+        [(2, 64, 64), (2, 32, 32)],
+        "cyx",
+        [1, 0.5, 0.5],
+        omero=dict(channels=[dict(label="DNA"), dict(label="ER")]),
+    )
     cells = load_images(one)
     assert cells.images.shape == (1, 2, 64, 64) and cells.pixel_size == .5 and cells.channels == ["DNA", "ER"]
     assert load_images(one, level=1).images.shape == (1, 2, 32, 32)
@@ -1084,7 +1159,12 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path):
     (tmp_path / "@eaDir").mkdir()
     cells = load_images(tmp_path)
     said = "\n".join(cells.notes)
-    assert len(cells) == 2 and "2 files left out: links" in said and "2 images in deeper folders" in said and ".czi" in said
+    assert (
+        len(cells) == 2
+        and "2 files left out: links" in said
+        and "2 images in deeper folders" in said
+        and ".czi" in said
+    )
     assert len(load_images(tmp_path, nested=True)) == 4
 
 
@@ -1094,9 +1174,18 @@ def test_names_of_arrays_are_no_labels(tmp_path):
     assert set(load_images(tmp_path / "a.npz").labels) == {""}
     np.savez(tmp_path / "b.npz", x_train=stack, y_train=np.arange(12) % 2)
     assert load_images(tmp_path / "b.npz").labels.tolist() == ["0", "1"] * 6
-    np.savez(tmp_path / "c.npz", train_images=stack, train_labels=np.ones((12, 1), int), test_images=stack, test_labels=np.zeros((12, 1), int))
+    np.savez(
+        tmp_path / "c.npz",
+        train_images=stack,
+        train_labels=np.ones((12, 1), int),
+        test_images=stack,
+        test_labels=np.zeros((12, 1), int),
+    )
     cells = load_images(tmp_path / "c.npz")
-    assert cells.metadata.split.tolist() == ["train"] * 12 + ["test"] * 12 and cells.labels.tolist() == ["1"] * 12 + ["0"] * 12
+    assert (
+        cells.metadata.split.tolist() == ["train"] * 12 + ["test"] * 12
+        and cells.labels.tolist() == ["1"] * 12 + ["0"] * 12
+    )
     np.savez(tmp_path / "d.npz", images=stack, well=[f"A{i:02}" for i in range(12)], odd=np.zeros(3))
     cells = load_images(tmp_path / "d.npz")
     assert cells.metadata.well[1] == "A01" and any("odd" in n for n in cells.notes)
@@ -1131,11 +1220,15 @@ def test_a_folder_of_red_cells_loads_as_it_is():
 def test_identifiers_are_no_features(tmp_path):
     from cellinterp.concepts.stream import open_rows
     from cellinterp.data import load_profiles
-    (tmp_path / "Cells.csv").write_text("ImageNumber,ObjectNumber,Metadata_Well,Parent_Nuclei,Location_Center_X,AreaShape_Area\n"
-                                        "1,1,A01,1,3,300\n1,2,A01,2,4,310\n")
+    (tmp_path / "Cells.csv").write_text(
+        "ImageNumber,ObjectNumber,Metadata_Well,Parent_Nuclei,Location_Center_X,AreaShape_Area\n"
+        "1,1,A01,1,3,300\n1,2,A01,2,4,310\n"
+    )
     cells = load_profiles(tmp_path / "Cells.csv")
     assert list(cells.var_names) == ["AreaShape_Area"] and cells.obs.Well.tolist() == ["A01", "A01"]
-    (tmp_path / "p.csv").write_text("Image_Metadata_Plate,compound,replicate,concentration,f1\n1,None,1,0.5,1\n1,NA,2,5,2\n")
+    (tmp_path / "p.csv").write_text(
+        "Image_Metadata_Plate,compound,replicate,concentration,f1\n1,None,1,0.5,1\n1,NA,2,5,2\n"
+    )
     cells = load_profiles(tmp_path / "p.csv", controls="compound=None")
     assert list(cells.var_names) == ["f1"] and cells.obs.control.tolist() == [True, False] and cells.uns["notes"]
     table = pd.DataFrame({"a": [1., 2], "Metadata_Site": [1, 2]}, index=pd.Index([1003, 1000], name="cell_id"))
@@ -1149,6 +1242,7 @@ def test_identifiers_are_no_features(tmp_path):
 def test_tables_of_embeddings_in_parts_nullable_old_and_dense(tmp_path):
     import anndata
     import h5py
+
     from cellinterp.concepts.stream import open_rows
     d = pd.DataFrame(np.arange(12.).reshape(6, 2), columns=list("ab"))
     d.assign(plate=["x", "y"] * 3).to_parquet(tmp_path / "set.parquet", partition_cols=["plate"])
@@ -1166,8 +1260,14 @@ def test_what_was_known_of_a_cell_stands_beside_what_is_predicted():
     from cellinterp.runs.predict import _identity
     table = pd.DataFrame({"row": ["r1", "r2"], "decision": ["x", "y"], "mixed": [1, "two"], "label": ["7", "8"]})
     known = _identity(ImageSet(np.zeros((2, 1, 4, 4)), ["a", "b"], metadata=table), {"decision"})
-    assert known.row.tolist() == [0, 1] and known.row_given.tolist() == ["r1", "r2"] and known.label.tolist() == ["a", "b"]
-    assert known.label_given.tolist() == ["7", "8"] and known.decision_given.tolist() == ["x", "y"] and known.mixed.tolist() == ["1", "two"]
+    assert (
+        known.row.tolist() == [0, 1] and known.row_given.tolist() == ["r1", "r2"] and known.label.tolist() == ["a", "b"]
+    )
+    assert (
+        known.label_given.tolist() == ["7", "8"]
+        and known.decision_given.tolist() == ["x", "y"]
+        and known.mixed.tolist() == ["1", "two"]
+    )
 
 
 def test_predict_chooses_classes_and_numbers_with_any_table(tmp_path):
@@ -1183,8 +1283,11 @@ def test_predict_chooses_classes_and_numbers_with_any_table(tmp_path):
 
 def test_pixels_of_another_kind_than_in_training_are_refused():
     from types import SimpleNamespace
+
     from cellinterp.runs.predict import _check_range
-    encoder, cells = SimpleNamespace(image_low_=np.array([0.]), image_high_=np.array([250.])), pixels(20, 1, 32, 32, dtype=np.uint8)
+    encoder, cells = SimpleNamespace(image_low_=np.array([0.0]), image_high_=np.array([250.0])), pixels(
+        20, 1, 32, 32, dtype=np.uint8
+    )
     _check_range(encoder, cells)
     for other in ((cells / 255).astype(np.float32), cells.astype(np.uint16) * 257):
         with pytest.raises(ValueError, match="expected about 0 to 250 in training"): _check_range(encoder, other)
@@ -1201,11 +1304,15 @@ def test_crops_of_fields_come_back_with_their_wells(tmp_path):
     for well in ("A01", "B02"):
         tiff(tmp_path / "fields" / f"p1_{well}_s1", field)
         tiff(tmp_path / "masks" / f"p1_{well}_s1_mask", mask)
-    n = write_crops(tmp_path / "fields", tmp_path / "masks", tmp_path / "c.zarr", 32, pixel_size=.5, edges=False, progress=False)
+    n = write_crops(
+        tmp_path / "fields", tmp_path / "masks", tmp_path / "c.zarr", 32, pixel_size=0.5, edges=False, progress=False
+    )
     cells = load_images(tmp_path / "c.zarr")
     assert n == len(cells) == 4 and cells.groups.tolist() == ["p1_A01"] * 2 + ["p1_B02"] * 2 and cells.pixel_size == .5
     np.testing.assert_array_equal(cells.images[0, 0], field[9:41, 9:41])
-    assert cells.metadata.well.tolist() == ["A01", "A01", "B02", "B02"] and cells.metadata.area.tolist() == [100, 200] * 2
+    assert (
+        cells.metadata.well.tolist() == ["A01", "A01", "B02", "B02"] and cells.metadata.area.tolist() == [100, 200] * 2
+    )
     (tmp_path / "masks" / "p1_B02_s1_mask.tif").unlink()
     with pytest.raises(ValueError, match="1 files without a partner .p1_B02_s1.tif"):
         write_crops(tmp_path / "fields", tmp_path / "masks", tmp_path / "d.zarr", 32, progress=False)

@@ -573,8 +573,12 @@ def test_no_name_runs_a_script_in_a_report(browser, tmp_path):
         data = [{"text/html": f"<table><tr><td>{name}</td></tr></table>"}, {"text/markdown": f"**{name}**: $x$"},
                 {"text/plain": name}, {"text/markdown": rf"$$\text{{{name}}}:\quad x$$"}]
         shown += [new_output("display_data", data=d) for d in data] + [new_output("stream", name="stdout", text=name)]
-    cells = [new_markdown_cell("# Title\n\n<!--output 99-->\n\n![x](output/99)"), new_code_cell("show()", outputs=shown),
-             new_code_cell(f"c = {HOSTILE[0]!r}", metadata={"tags": ["parameters"]}), new_markdown_cell("## Last\n\nThe end.")]
+    cells = [
+        new_markdown_cell("# Title\n\n<!--output 99-->\n\n![x](output/99)"),
+        new_code_cell("show()", outputs=shown),
+        new_code_cell(f"c = {HOSTILE[0]!r}", metadata={"tags": ["parameters"]}),
+        new_markdown_cell("## Last\n\nThe end."),
+    ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "run.ipynb")
     result = {"metrics": {"law_balanced_accuracy": 0.9, HOSTILE[0]: 1.0}, "parameters": {}}
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -603,11 +607,24 @@ def test_no_name_runs_a_script_in_cards_and_maps(browser, tmp_path):
     codes = np.maximum(rng.normal(size=(36, 4)), 0)
     scores = selectivity_scores(codes, labels, n_bootstrap=5, n_permutations=5)
     pages = {name: tmp_path / f"{name}.html" for name in ("map", "features", "concepts")}
-    interactive_map(pages["map"], rng.random((36, 2)), images, labels, text=labels, unseen=HOSTILE[:1], title=HOSTILE[3])
+    interactive_map(
+        pages["map"], rng.random((36, 2)), images, labels, text=labels, unseen=HOSTILE[:1], title=HOSTILE[3]
+    )
     obs = pd.DataFrame({HOSTILE[0]: labels, "b": labels})
-    feature_cards(pages["features"], codes, scores, obs, labels=labels, names=HOSTILE[:4], title=HOSTILE[1], images=images)
-    concept_cards(pages["concepts"], images, codes, scores, lambda m, rows: rng.random((len(rows), 4, 4)), labels=labels,
-                  names=HOSTILE[:4], title=HOSTILE[2], measures=pd.DataFrame({HOSTILE[1]: rng.random(36)}))
+    feature_cards(
+        pages["features"], codes, scores, obs, labels=labels, names=HOSTILE[:4], title=HOSTILE[1], images=images
+    )
+    concept_cards(
+        pages["concepts"],
+        images,
+        codes,
+        scores,
+        lambda m, rows: rng.random((len(rows), 4, 4)),
+        labels=labels,
+        names=HOSTILE[:4],
+        title=HOSTILE[2],
+        measures=pd.DataFrame({HOSTILE[1]: rng.random(36)}),
+    )
     for name, page in pages.items():
         assert "PWNED" != visit_all(browser, page), name
         assert browser.title.strip() in HOSTILE, name
@@ -635,8 +652,12 @@ def test_a_picture_is_described_by_the_sentence_before_it(tmp_path):
 
 def test_names_are_listed_and_the_notebook_can_be_taken_along(site):
     page = read(site / "names.html")
-    assert re.search(r'href="laws/demo.html#api-margin"[^>]*><code>margin</code>', page) and "The margin of a law" in page
-    assert (site / "laws" / "demo.ipynb").is_file() and 'href="demo.ipynb" download' in read(site / "laws" / "demo.html")
+    assert (
+        re.search(r'href="laws/demo.html#api-margin"[^>]*><code>margin</code>', page) and "The margin of a law" in page
+    )
+    assert (site / "laws" / "demo.ipynb").is_file() and 'href="demo.ipynb" download' in read(
+        site / "laws" / "demo.html"
+    )
     assert 'class="skip" href="#text"' in page and 'href="names.html" aria-current=page' in page
 
 

@@ -19,7 +19,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from cellinterp.concepts.backbones import Backbone, capture
+from cellinterp.concepts.backbones import capture
 from cellinterp.concepts.embeddings import Embedder
 from cellinterp.concepts.heatmaps import (
     alignment,
@@ -32,7 +32,7 @@ from cellinterp.concepts.heatmaps import (
 )
 from cellinterp.concepts.image_sources import ImageSource, open_images
 from cellinterp.concepts.mae import MaskedAutoencoder, positions
-from cellinterp.concepts.pixels import adapt_channels, normalise
+from cellinterp.concepts.pixels import normalise
 from cellinterp.concepts.whitening import ControlWhitening
 from cellinterp.data.images import ImageSet
 from cellinterp.training.saving import SaveError, load, save

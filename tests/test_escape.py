@@ -104,8 +104,10 @@ def test_a_star_value_is_one_token_or_refused(name):
     else: assert value == name and name[0] not in "_#$'\"[];" and not set(" \t") & set(name)
 
 
-TAGS = """<script> </script> <img src=x onerror= javascript: <svg <math> <style> --> <!-- data:text/html, <a href= <mtext>
+TAGS = (
+    """<script> </script> <img src=x onerror= javascript: <svg <math> <style> --> <!-- data:text/html, <a href= <mtext>
           &lt; onload= <p>""".split()
+)
 PIECES = st.sampled_from([*"<>\"'/= ab", *TAGS])
 
 

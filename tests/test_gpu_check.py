@@ -20,7 +20,12 @@ def test_the_check_runs_at_toy_size(tmp_path):
     report = json.loads(out.read_text())
     assert done.returncode == 0 and not report["failed"], (report["failed"], done.stderr[-2000:])
     assert report["toy"] and report["device"] == "cpu"
-    for key in ("vae_16_images_a_second", "icfl_tokens_a_second", "topk_tokens_a_second", "icfl_from_disk_tokens_a_second"):
+    for key in (
+        "vae_16_images_a_second",
+        "icfl_tokens_a_second",
+        "topk_tokens_a_second",
+        "icfl_from_disk_tokens_a_second",
+    ):
         assert report[key] > 0, key
     assert 0 < report["icfl_share_of_roofline"] < 1 and report["a_tenth_metrics"]
 

@@ -1,4 +1,6 @@
-"""Readings, guides, drawings and sentences, as installed: known answers, bad input, and what a short training must reach."""
+"""Readings, guides, drawings and sentences, as installed: known answers, bad input, and what a short training must
+reach.
+"""
 
 import numpy as np
 import pandas as pd
@@ -49,7 +51,12 @@ def test_channels_are_measured_over_the_shape_of_one(cells):
     table = measure(np.stack([np.random.default_rng(1).normal(10, 1, x.shape), x, other], 1), channel=1)
     np.testing.assert_allclose(table.area, measure(x).area)
     np.testing.assert_allclose(table.intensity_channel_2 / table.intensity_channel_1, 3, rtol=0.1)
-    assert table.correlation_channel_1_channel_2.median() > 0.9 > 0.3 > table.correlation_channel_0_channel_1.abs().median()
+    assert (
+        table.correlation_channel_1_channel_2.median()
+        > 0.9
+        > 0.3
+        > table.correlation_channel_0_channel_1.abs().median()
+    )
 
 
 def test_a_texture_has_grain_and_no_shape():
@@ -64,7 +71,8 @@ def test_a_texture_has_grain_and_no_shape():
 
 def test_turned_images_measure_alike(cells):
     a, b = measure(cells.images[:40]), measure(np.rot90(cells.images[:40], axes=(2, 3)))
-    for name in set(MORPHOLOGY) - {"ecc_cos2", "ecc_sin2"}: np.testing.assert_allclose(a[name], b[name], rtol=0.03, atol=0.02)
+    for name in set(MORPHOLOGY) - {"ecc_cos2", "ecc_sin2"}:
+        np.testing.assert_allclose(a[name], b[name], rtol=0.03, atol=0.02)
 
 
 def test_readings_survive_a_file_and_bad_words_do_not(cells):
@@ -91,7 +99,11 @@ def test_scale_is_monotone_and_comes_back():
 def test_choice_does_not_depend_on_units(scale):
     rng = np.random.default_rng(0)
     a = rng.normal(size=200)
-    table = scale * pd.DataFrame({"a": a, "like_a": a + 0.05 * rng.normal(size=200), "b": rng.normal(size=200), "flat": 1.0}) + 1e3 * scale
+    table = (
+        scale
+        * pd.DataFrame({"a": a, "like_a": a + 0.05 * rng.normal(size=200), "b": rng.normal(size=200), "flat": 1.0})
+        + 1e3 * scale
+    )
     used, told = choose_guides(table, 200)
     assert list(used) == ["a", "b"] and told.why[1].startswith("goes with a") and told.why[3] == "constant"
 
@@ -99,7 +111,8 @@ def test_choice_does_not_depend_on_units(scale):
 def test_bad_guides_are_refused_or_said(cells):
     n = len(cells)
     with pytest.raises(ValueError, match="expected one for each"): choose_guides(pd.DataFrame({"a": [1.0, 2]}), n)
-    with pytest.raises(ValueError, match="came twice"): choose_guides(pd.DataFrame(np.random.rand(n, 2), columns=["a", "a"]), n)
+    with pytest.raises(ValueError, match="came twice"):
+        choose_guides(pd.DataFrame(np.random.rand(n, 2), columns=["a", "a"]), n)
     with pytest.raises(ValueError, match="known of 0"): choose_guides(pd.DataFrame({"a": np.full(n, np.nan)}), n)
     with pytest.raises(ValueError, match="'aera'"): guide_table(["aera"], cells.images)
     with pytest.raises(ValueError, match="hardly an image"): guide_table(True, np.zeros((40, 1, 48, 48)))
@@ -127,14 +140,26 @@ def test_guided_factors_mean_what_they_are_called(cells, tmp_path):
     assert checked.name["side"] == "unnamed"                          # nothing in the image says it
     save(vae, tmp_path / "m")
     again = load(tmp_path / "m")
-    np.testing.assert_allclose(again.inverse_transform(vae.transform(cells.images[:4])), vae.inverse_transform(vae.transform(cells.images[:4])))
+    np.testing.assert_allclose(
+        again.inverse_transform(vae.transform(cells.images[:4])), vae.inverse_transform(vae.transform(cells.images[:4]))
+    )
     assert again.guide_scale().names == ["area", "intensity", "side"]
     with pytest.raises(ValueError, match="n_factors"): VAE(2, frame="aligned", **small).fit(cells.images, guides=own)
 
 
 def test_dark_cells_are_drawn_dark(cells):
     dark = 255 - cells.images
-    vae = VAE(4, "beta", frame="whole", max_steps=60, batch_size=32, hidden=48, widths=(8, 8, 16, 16), random_state=0, device="cpu").fit(dark)
+    vae = VAE(
+        4,
+        "beta",
+        frame="whole",
+        max_steps=60,
+        batch_size=32,
+        hidden=48,
+        widths=(8, 8, 16, 16),
+        random_state=0,
+        device="cpu",
+    ).fit(dark)
     drawn = vae.inverse_transform(vae.transform(dark[:20]))
     middle, edge = drawn[:, 0, 20:28, 20:28].mean((1, 2)), drawn[:, 0, :3].mean((1, 2))
     assert drawn.shape == dark[:20].shape and (middle < edge - 10).mean() > 0.9
@@ -169,7 +194,11 @@ def test_a_law_says_what_it_does():
     law, values = LogisticRegression().fit(Z, y), pd.DataFrame({"area": 100 + 10 * Z[:, 0]})
     read = read_law(law, Z, ["area, r = 1", "intensity", "unnamed"], values=values, units={"area": "µm²"})
     lines = read.lines()
-    assert lines["small"].startswith("smaller (area −") and "µm²" in lines["small"] and lines["bright"].startswith("brighter")
+    assert (
+        lines["small"].startswith("smaller (area −")
+        and "µm²" in lines["small"]
+        and lines["bright"].startswith("brighter")
+    )
     assert decision_shares(law, Z)[2] < 0.05 and read.named_share > 0.9
     assert read_law(law, Z, ["unnamed"] * 3).named_share == 0
     assert "<script" not in read_law(law, Z, ["<script>", "b", "c"])._repr_html_()

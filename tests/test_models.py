@@ -146,7 +146,8 @@ def test_two_views_of_a_cell_come_nearer(cells):
 def test_without_a_spectrum_only_the_crop_is_drawn(cells, monkeypatch):
     "The loss is then the crop's alone, and nothing of the spectrum's head is left to save."
     bare, whole = (
-        VAE(5, "beta", frame=AlignedFrame(n_spectra=n), hidden=32, max_steps=60, **SMALL).fit(cells.images) for n in (0, 4)
+        VAE(5, "beta", frame=AlignedFrame(n_spectra=n), hidden=32, max_steps=60, **SMALL).fit(cells.images)
+        for n in (0, 4)
     )
     assert bare.module_.spectrum is None and whole.module_.spectrum is not None
     assert bare.history_["reconstruction"].iloc[0] < whole.history_["reconstruction"].iloc[0]           # one error less
@@ -190,7 +191,8 @@ def test_images_that_do_not_vary_are_refused_by_name(frame):
     black = np.zeros((20, 1, 32, 32), np.float32)
     one = np.repeat(np.random.default_rng(0).random((1, 1, 32, 32)).astype(np.float32), 20, 0)
     for images in (black, one, one[:1]):
-        with pytest.raises(ValueError, match="images: all .* are the same"): VAE(2, frame=frame, max_steps=3).fit(images)
+        with pytest.raises(ValueError, match="images: all .* are the same"):
+            VAE(2, frame=frame, max_steps=3).fit(images)
     levels = np.arange(20, dtype=np.float32)[:, None, None, None] + black
     if frame == "aligned":
         with pytest.raises(ValueError, match="in their own frame"): VAE(2, frame=frame, max_steps=3).fit(levels)
@@ -261,7 +263,9 @@ def test_the_black_box_goes_on_while_held_out_groups_gain(cells, monkeypatch):
     assert given is groups and not set(groups[fit]) & set(groups[held])
     scores = model.history_.validation.dropna().to_numpy()
     # the first that is no better than all before it ends it, or eight cycles do
-    assert len(scores) == 8 or scores[-1] <= scores[:-1].max() and (np.diff(np.maximum.accumulate(scores[:-1])) > 0).all()
+    assert (
+        len(scores) == 8 or scores[-1] <= scores[:-1].max() and (np.diff(np.maximum.accumulate(scores[:-1])) > 0).all()
+    )
     assert model.n_steps_ == 12 * (len(scores) + 1)
     with pytest.raises(ValueError, match="widths: 'huge'"): BlackBoxClassifier("huge").fit(cells.images, cells.labels)
 
@@ -348,7 +352,12 @@ def test_units_and_offsets_do_not_change_the_sparse_network():
         model = SparseClassifier(max_steps=60, random_state=0).fit(move(Z[:300]), y[:300])
         return model.predict(move(Z[300:])), model.kept_.tolist()
     said, kept = made(lambda z: z)
-    for move in (lambda z: z * 1e-9, lambda z: z * 1e9, lambda z: z * 10.0 ** np.array([-9, 9, 0, 4]), lambda z: z + 1e6):
+    for move in (
+        lambda z: z * 1e-9,
+        lambda z: z * 1e9,
+        lambda z: z * 10.0 ** np.array([-9, 9, 0, 4]),
+        lambda z: z + 1e6,
+    ):
         other, others = made(move)
         assert np.array_equal(other, said) and others == kept
 

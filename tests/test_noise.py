@@ -1,4 +1,6 @@
-"""Networks that learn from turned and scaled views must know images as they are recorded: pixels with the camera's noise."""
+"""Networks that learn from turned and scaled views must know images as they are recorded: pixels with the camera's
+noise.
+"""
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,9 @@ def slightly_resampled(model, images, function, n=4, view=None):
     torch.manual_seed(0)
     x = model._scaled(torch.as_tensor(images.astype(np.float32)))
     with torch.no_grad():
-        views = [random_views(x, scale=0.02, shift=0.02, gain=0, exact=0) if view is None else view(x) for _ in range(n)]
+        views = [
+            random_views(x, scale=0.02, shift=0.02, gain=0, exact=0) if view is None else view(x) for _ in range(n)
+        ]
         return torch.stack([function(v) for v in views]).mean(0).numpy()
 
 

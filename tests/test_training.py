@@ -131,8 +131,14 @@ def test_a_checkpoint_of_other_data_or_arguments_is_refused(tmp_path):
     options = dict(max_steps=5, dense_only=True, random_state=0, checkpoint=str(tmp_path))
     SparseClassifier(**options).fit(X, y)
     SparseClassifier(**options).fit(X, y)
-    for change, data in ((dict(), other), (dict(learning_rate=1e-4), X), (dict(hidden=(8,)), X), (dict(batch_size=8), X)):
-        with pytest.raises(ValueError, match="belongs to another run"): SparseClassifier(**options | change).fit(data, y)
+    for change, data in (
+        (dict(), other),
+        (dict(learning_rate=1e-4), X),
+        (dict(hidden=(8,)), X),
+        (dict(batch_size=8), X),
+    ):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            SparseClassifier(**options | change).fit(data, y)
 
 
 @pytest.mark.parametrize("kind", [np.random.RandomState, np.random.default_rng])

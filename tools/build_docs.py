@@ -33,9 +33,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_links import check_site
 
-from cellinterp.explain.pages import asset, headings, inline, page_html, plain
-from cellinterp.runs.markdown import cells_to_markdown, directives, put_outputs, read_title
+from cellinterp.explain.pages import asset, inline, page_html, plain
 from cellinterp.runs import pandoc
+from cellinterp.runs.markdown import cells_to_markdown, directives, put_outputs, read_title
 from cellinterp.runs.pandoc import find_pandoc, markdown_to_html
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -357,8 +357,14 @@ def search_entries(address: str, title: str, body: str) -> list:
 
 def extra_pages(top: Path, names: dict, first_lines: dict) -> dict:
     "Pages that no notebook writes: all names in alphabetical order, the changelog, how to contribute."
-    rows = [f"| [`{name}`]({names[name]}#api-{name}) | {prose(first_lines[name])} |" for name in sorted(names, key=str.lower)]
-    text = "# Index of names\n> Every public function, class and method\n\n| name | what it is |\n|---|---|\n" + "\n".join(rows)
+    rows = [
+        f"| [`{name}`]({names[name]}#api-{name}) | {prose(first_lines[name])} |"
+        for name in sorted(names, key=str.lower)
+    ]
+    text = (
+        "# Index of names\n> Every public function, class and method\n\n| name | what it is |\n|---|---|\n"
+        + "\n".join(rows)
+    )
     texts = {"names.ipynb": text} if rows else {}
     for name in ("CHANGELOG", "CONTRIBUTING"):
         path = top / f"{name}.md"

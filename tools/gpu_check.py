@@ -3,7 +3,8 @@
     python tools/gpu_check.py --device cuda --out gpu_check.json
     python tools/gpu_check.py --device cpu --toy --out gpu_check.json      # the same steps at toy size
 
-Each part is measured by itself and written as soon as it is there: a part that fails leaves its reason, not an empty file.
+Each part is measured by itself and written as soon as it is there: a part that fails leaves its reason, not an empty
+file.
 Rates are taken between a short and a longer fit, so that setting up does not count.
 """
 import argparse
@@ -147,7 +148,12 @@ def main():
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available(): parser.error("--device cuda: torch sees no GPU")
     name = torch.cuda.get_device_name(0) if args.device == "cuda" else "cpu"
-    report, start = {"device": name, "torch": torch.__version__.split("+")[0], "toy": args.toy, "failed": {}}, time.time()
+    report, start = {
+        "device": name,
+        "torch": torch.__version__.split("+")[0],
+        "toy": args.toy,
+        "failed": {},
+    }, time.time()
     for part in PARTS:
         if time.time() - start > 60 * args.minutes:
             report["failed"][part.__name__] = "not begun: the time was up"

@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dictionary": ["ICFL"],
         "embedding_store": ["embed"],
         "embeddings": ["Embedder"],
-        "image_sources": ["open_images"],
         "heatmaps": ["heat_maps", "alignment", "pointing", "stain_correlation", "best_patches", "aligned_figure"],
         "image_sources": ["open_images"],
         "mae": ["MaskedAutoencoder"],
@@ -33,6 +32,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "synthetic": ["planted_dictionary", "best_cosines", "mmcs", "atoms_found", "fvu", "pursuit_fvu"],
         "worlds": ["hard_world", "synthsaebench", "world_scores", "mcc", "oracle_codes"],
         "whitening": ["ControlWhitening", "aggregate", "plot_spectrum"],
-        "worlds": ["hard_world", "synthsaebench", "world_scores", "mcc", "oracle_codes"],
     },
 )

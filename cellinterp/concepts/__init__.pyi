@@ -2,13 +2,13 @@
 from .dictionary import ICFL as ICFL
 from .embedding_store import embed as embed
 from .embeddings import Embedder as Embedder
-from .image_sources import open_images as open_images
 from .heatmaps import heat_maps as heat_maps
 from .heatmaps import alignment as alignment
 from .heatmaps import pointing as pointing
 from .heatmaps import stain_correlation as stain_correlation
 from .heatmaps import best_patches as best_patches
 from .heatmaps import aligned_figure as aligned_figure
+from .image_sources import open_images as open_images
 from .mae import MaskedAutoencoder as MaskedAutoencoder
 from .pursuit import matching_pursuit as matching_pursuit
 from .pursuit import omp as omp

@@ -346,8 +346,8 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
         if len(self.history_) and self.history_.fvu.iloc[-1] > 1:
             warnings.warn(
                 f"{type(self).__name__}: the codes explain less than the mean does (unexplained"
-                f" {self.history_.fvu.iloc[-1]:.2f} of the variance): try more max_steps, another learning_rate, or scale"
-                " the columns",
+                f" {self.history_.fvu.iloc[-1]:.2f} of the variance): try more max_steps, another learning_rate, or"
+                " scale the columns",
                 stacklevel=3,
             )
 

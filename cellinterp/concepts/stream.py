@@ -168,7 +168,10 @@ def _open_npz(path):
         if not {"indices", "indptr", "data"} <= set(names):
             tables = [n for n in names if npz[n].ndim == 2]
             if len(tables) != 1:
-                raise ValueError(f"{path.name}: arrays {', '.join(names)}; expected one of two dimensions, or a sparse matrix of scipy")
+                raise ValueError(
+                    f"{path.name}: arrays {', '.join(names)}; expected one of two dimensions, or a sparse matrix of"
+                    " scipy"
+                )
             return _open_array(npz[tables[0]], path.name)
     return open_rows(sparse.load_npz(path))
 

@@ -28,7 +28,9 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 @dataclass
 class Stored:
-    "What a store holds: images (N, C, …), labels, class names, groups, a table of the other columns, pixel size, channels."
+    """What a store holds: images (N, C, …), labels, class names, groups, a table of the other columns, pixel size,
+    channels.
+    """
     images: np.ndarray
     labels: np.ndarray | None = None
     classes: list | None = None
@@ -41,8 +43,10 @@ class Stored:
 
 def open_numpy(path: Path):
     "An .npz or .npy file, from which nothing is unpickled."
-    try: return np.load(path, allow_pickle=False)
-    except Exception as error: raise ValueError(f"source: cannot read {path.name} as a numpy file: {_why(error)}") from error
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"source: cannot read {path.name} as a numpy file: {_why(error)}") from error
 
 
 def _why(error) -> str:
@@ -118,7 +122,8 @@ def named_labels(labels: np.ndarray, classes, notes: Notes) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(f"labels: an array of shape {labels.shape} came; expected one label an image")
-    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == labels.astype(int)).all(): labels = labels.astype(int)
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == labels.astype(int)).all():
+        labels = labels.astype(int)
     if labels.dtype.kind not in "iu": return as_strings(labels)
     if len(labels) and labels.min() < -1:
         raise ValueError(f"labels: class number {labels.min()} came; expected 0 or more, or -1 for not annotated")
@@ -185,14 +190,24 @@ def _unpacked(npz, notes: Notes) -> dict:
     for name in npz.files:
         try: found[name] = _get(npz, name)
         except ValueError as error:
-            if "never unpickled" not in str(error) or name.lower() in (*IMAGE_WORDS, *LABEL_WORDS, *CLASS_WORDS, "groups"): raise
+            if "never unpickled" not in str(error) or name.lower() in (
+                *IMAGE_WORDS,
+                *LABEL_WORDS,
+                *CLASS_WORDS,
+                "groups",
+            ):
+                raise
             notes.add(f"source: array {name} left out: it holds Python objects, which are never unpickled")
     return found
 
 
 def _read_images(arrays, key, names, attributes, axes, channels, notes, split: str = "") -> Stored:
     images = _get(arrays, key)
-    def mine(words): return _first([n for n in names if n != key], [f"{split}_{w}" for w in words] + [f"{w}_{split}" for w in words] if split else words)
+    def mine(words):
+        return _first(
+            [n for n in names if n != key],
+            [f"{split}_{w}" for w in words] + [f"{w}_{split}" for w in words] if split else words,
+        )
     label = mine(LABEL_WORDS)
     if label is None and not split:                                      # x_train with y_train, where nothing else is
         part = _split_of(key)[0]
@@ -210,11 +225,16 @@ def _read_images(arrays, key, names, attributes, axes, channels, notes, split: s
         if low in ("pixel_size", "voxel_size"):
             size = np.asarray(_get(arrays, name), dtype=float).ravel() * (1e-4 if low == "voxel_size" else 1)
             out.pixel_size = float(size[0]) if len(size) == 1 else tuple(size)
-        elif low in ("groups", "group") and len(shape) == 1: out.groups = as_strings(_get(arrays, name))
-        elif low in ("channels", "channel_names") and len(shape) == 1: out.channels = as_strings(_get(arrays, name)).tolist()
-        elif low in ("files", "file", "filenames") and shape[:1] == images.shape[:1]: out.files = as_strings(_get(arrays, name))
-        elif len(shape) == 1 and shape[0] == len(images): columns[name] = _get(arrays, name)
-        else: left.append(f"{name} {tuple(shape)}")
+        elif low in ("groups", "group") and len(shape) == 1:
+            out.groups = as_strings(_get(arrays, name))
+        elif low in ("channels", "channel_names") and len(shape) == 1:
+            out.channels = as_strings(_get(arrays, name)).tolist()
+        elif low in ("files", "file", "filenames") and shape[:1] == images.shape[:1]:
+            out.files = as_strings(_get(arrays, name))
+        elif len(shape) == 1 and shape[0] == len(images):
+            columns[name] = _get(arrays, name)
+        else:
+            left.append(f"{name} {tuple(shape)}")
     if left: notes.add(f"source: arrays left out beside the images: {', '.join(left)}")
     if columns: out.table = pd.DataFrame(columns)
     return out
@@ -225,12 +245,20 @@ def _read_splits(arrays, names, pairs, attributes, axes, channels, notes) -> Sto
     order = sorted(pairs, key=lambda n: SPLITS.index(_split_of(n)[0]))
     parts = [_read_images(arrays, n, names, attributes, axes, channels, notes, split=_split_of(n)[0]) for n in order]
     if len({p.images.shape[1:] for p in parts}) > 1 or len({p.labels is None for p in parts}) > 1:
-        raise ValueError(f"source: the parts {', '.join(order)} differ in image size or labels; expected the same in each")
+        raise ValueError(
+            f"source: the parts {', '.join(order)} differ in image size or labels; expected the same in each"
+        )
     split = np.repeat([_split_of(n)[0] for n in order], [len(p.images) for p in parts])
     notes.add(f"source: {', '.join(order)} read together; the column split says which is which", warn=False)
     labels = None if parts[0].labels is None else np.concatenate([p.labels for p in parts])
-    return Stored(np.concatenate([p.images for p in parts]), labels, parts[0].classes, table=pd.DataFrame({"split": split}),
-                  pixel_size=parts[0].pixel_size, channels=parts[0].channels)
+    return Stored(
+        np.concatenate([p.images for p in parts]),
+        labels,
+        parts[0].classes,
+        table=pd.DataFrame({"split": split}),
+        pixel_size=parts[0].pixel_size,
+        channels=parts[0].channels,
+    )
 
 
 def _read_classes(arrays, names, attributes, axes, channels, notes) -> Stored:
@@ -248,12 +276,17 @@ def _read_classes(arrays, names, attributes, axes, channels, notes) -> Stored:
     for name, s in zip(names, stacks):
         if s.shape[1:] != stacks[0].shape[1:]: raise _mixed(names[0], stacks[0], name, s)
     if len({s.dtype for s in stacks}) > 1:
-        raise ValueError(f"source: mixed kinds of numbers: {', '.join(f'{n} is {s.dtype}' for n, s in zip(names, stacks))}; expected one")
+        raise ValueError(
+            f"source: mixed kinds of numbers: {', '.join(f'{n} is {s.dtype}' for n, s in zip(names, stacks))};"
+            " expected one"
+        )
     notes.add(f"source: {len(names)} arrays read as {len(names)} classes: {', '.join(names)}", warn=False)
     return Stored(np.concatenate(stacks), np.repeat(names, [len(s) for s in stacks]), names,
                   pixel_size=attributes.get("pixel_size"), channels=attributes.get("channels"))
 
 
 def _mixed(first, a, name, b) -> ValueError:
-    return ValueError(f"source: mixed sizes: array {first} is {a.shape}, {name} is {b.shape}; expected one array a class, of one"
-                      " image size")
+    return ValueError(
+        f"source: mixed sizes: array {first} is {a.shape}, {name} is {b.shape}; expected one array a class, of one"
+        " image size"
+    )

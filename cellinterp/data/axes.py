@@ -193,6 +193,7 @@ def as_strings(values) -> np.ndarray:
 def _as_string(value) -> str:
     if value is None or value is pd.NA or value is pd.NaT or value != value: return ""
     if isinstance(value, (bytes, np.bytes_)): return bytes(value).decode("utf-8", errors="replace")
-    if isinstance(value, (float, np.floating)) and abs(value) < 1e15 and float(value).is_integer(): return str(int(value))
+    if isinstance(value, (float, np.floating)) and abs(value) < 1e15 and float(value).is_integer():
+        return str(int(value))
     return str(value)
 

@@ -20,11 +20,15 @@ __all__ = ['PATTERNS', 'place_of', 'pair_masks', 'write_crops']
 
 # %% ../../nbs/data/crops.ipynb #3c4ddefe
 PATTERNS = (
-    r"(?P<plate>[^/]+)/.*r(?P<row>\d{2})c(?P<column>\d{2})f(?P<field>\d+)",                   # Opera Phenix, Operetta: r01c02f03p01-ch1
+    # Opera Phenix, Operetta: r01c02f03p01-ch1
+    r"(?P<plate>[^/]+)/.*r(?P<row>\d{2})c(?P<column>\d{2})f(?P<field>\d+)",
     r"r(?P<row>\d{2})c(?P<column>\d{2})f(?P<field>\d+)",
-    r"(?P<plate>[^/]+?)_(?P<well>[A-P]\d{2})_s(?P<field>\d+)",                                 # ImageXpress: plate_A01_s1_w1
-    r"(?P<plate>[^/]+?)_(?P<well>[A-P]\d{2})_T\d+F(?P<field>\d+)",                             # CellVoyager: plate_A01_T0001F001
-    r"(?P<well>[A-P] - \d{2})\(fld (?P<field>\d+)",                                            # IN Cell: A - 01(fld 1 wv DAPI)
+    # ImageXpress: plate_A01_s1_w1
+    r"(?P<plate>[^/]+?)_(?P<well>[A-P]\d{2})_s(?P<field>\d+)",
+    # CellVoyager: plate_A01_T0001F001
+    r"(?P<plate>[^/]+?)_(?P<well>[A-P]\d{2})_T\d+F(?P<field>\d+)",
+    # IN Cell: A - 01(fld 1 wv DAPI)
+    r"(?P<well>[A-P] - \d{2})\(fld (?P<field>\d+)",
     r"(^|[/_-])(?P<well>[A-P](0[1-9]|1\d|2[0-4]))([_.-]|$)",
 )
 _ENDS = re.compile(r"[_.-]?(masks?|labels?|seg|segmentation|cp_masks|nuclei|cells)$", re.IGNORECASE)
@@ -71,13 +75,16 @@ def pair_masks(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
     """
     found = {}
     for name in masks:
-        if _stem(name) in found: raise ValueError(f"masks: {found[_stem(name)]} and {name} are masks of one field; expected one a field")
+        if _stem(name) in found:
+            raise ValueError(f"masks: {found[_stem(name)]} and {name} are masks of one field; expected one a field")
         found[_stem(name)] = name
     stems = {_stem(n): n for n in images}
     alone = [n for s, n in stems.items() if s not in found] or [n for s, n in found.items() if s not in stems]
     if alone:
-        raise ValueError(f"masks: {len(alone)} files without a partner ({alone[0]}, …); expected a mask a field, called alike (also with"
-                         " _mask, _label or _seg behind)")
+        raise ValueError(
+            f"masks: {len(alone)} files without a partner ({alone[0]}, …); expected a mask a field, called alike (also"
+            " with _mask, _label or _seg behind)"
+        )
     return [(n, found[s]) for s, n in stems.items()]
 
 # %% ../../nbs/data/crops.ipynb #5b4350bf
@@ -120,13 +127,15 @@ def write_crops(images, masks, out, size: int = 64, *, axes: str | None = None, 
     if out.suffix != ".zarr": raise ValueError(f"out: {out.name!r}; expected a name ending in .zarr")
     if out.exists(): raise FileExistsError(f"out: {out.name} is there already; expected a new name")
     for folder in (images, masks):
-        if not folder.is_dir(): raise FileNotFoundError(f"images: {folder.name} is no folder; expected folders of fields and of masks")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images: {folder.name} is no folder; expected folders of fields and of masks")
     names = [[p.relative_to(f).as_posix() for p in list_images(f, True, notes)[0]] for f in (images, masks)]
     pairs, store, stack, tables, spacing, dropped = pair_masks(*names), None, None, [], pixel_size, 0
     partial = out.with_name(f".{out.stem}.part.zarr")
     for field, mask in tqdm(pairs, unit="field", disable=not progress):
         picture, drawn = read_file(images / field, axes, notes), read_file(masks / mask, None, notes)
-        if len(picture.images) != 1: raise ValueError(f"images: {field} holds {len(picture.images)} images; expected one field a file")
+        if len(picture.images) != 1:
+            raise ValueError(f"images: {field} holds {len(picture.images)} images; expected one field a file")
         labels = _objects(drawn.images[0, 0], mask, notes)
         own = picture.spacing if pixel_size is None else None
         if own is not None and spacing is not None and not np.allclose(own, spacing, rtol=1e-3):
@@ -143,10 +152,17 @@ def write_crops(images, masks, out, size: int = 64, *, axes: str | None = None, 
         if store is None:
             store = zarr.open_group(partial, mode="w")
             rows = max(1, (1 << 22) // cells.images[0].nbytes) if len(cells) else 64
-            stack = store.create_array("images", shape=(0,) + cells.images.shape[1:], chunks=(rows,) + cells.images.shape[1:], dtype=cells.images.dtype)
+            stack = store.create_array(
+                "images",
+                shape=(0,) + cells.images.shape[1:],
+                chunks=(rows,) + cells.images.shape[1:],
+                dtype=cells.images.dtype,
+            )
         if cells.images.dtype != stack.dtype or cells.images.shape[1:] != stack.shape[1:]:
-            raise ValueError(f"images: {field} gives crops {cells.images.shape[1:]} of {cells.images.dtype}, others {stack.shape[1:]} of"
-                             f" {stack.dtype}; expected one kind")
+            raise ValueError(
+                f"images: {field} gives crops {cells.images.shape[1:]} of {cells.images.dtype}, others"
+                f" {stack.shape[1:]} of {stack.dtype}; expected one kind"
+            )
         stack.append(cells.images)
         tables.append(cells.metadata.rename(columns={"label": "object"}).assign(**place_of(field, pattern)))
     if store is None: raise ValueError("masks: no object in any mask; expected numbers above 0")
@@ -159,13 +175,15 @@ def write_crops(images, masks, out, size: int = 64, *, axes: str | None = None, 
 def _objects(mask: np.ndarray, name: str, notes: Notes) -> np.ndarray:
     "Numbers of objects; a yes-or-no mask is split into connected ones, and that is said."
     if mask.dtype.kind == "f":
-        if not (mask == np.floor(mask)).all(): raise ValueError(f"masks: {name} holds fractions; expected whole numbers, 0 = background")
+        if not (mask == np.floor(mask)).all():
+            raise ValueError(f"masks: {name} holds fractions; expected whole numbers, 0 = background")
         mask = mask.astype(np.int64)
     numbers = np.unique(mask)
     if len(numbers) == 2 and numbers[0] == 0 and numbers[1] in (1, 255, 65535):
         from skimage.measure import label
         split = label(mask > 0)
-        if split.max() > 1 or numbers[1] != 1: notes.add(f"masks of 0 and {numbers[1]} are split into connected objects: cells that touch are one")
+        if split.max() > 1 or numbers[1] != 1:
+            notes.add(f"masks of 0 and {numbers[1]} are split into connected objects: cells that touch are one")
         return split
     return mask
 

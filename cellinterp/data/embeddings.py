@@ -85,10 +85,13 @@ def load_profiles(data, controls=None, metadata="Metadata_", features=None, key=
         path of a .csv, .tsv, .xlsx, .parquet (file or folder), .h5 or .h5ad file.
     controls : for a file: "column=value", the rows that are controls; written to .obs["control"]. None leaves it as it
         is.
-    metadata : for a table: columns that begin with it, columns of text, and identifiers, places and doses by the conventions
-        of `split_features` go to .obs (the prefix dropped); all others are features. What was taken is said in one line and
+    metadata : for a table: columns that begin with it, columns of text, and identifiers, places and doses by the
+        conventions
+        of `split_features` go to .obs (the prefix dropped); all others are features. What was taken is said in one line
+        and
         kept in .uns["notes"].
-    features : for a table: the columns of features, or what their names begin with, where the conventions are not meant.
+    features : for a table: the columns of features, or what their names begin with, where the conventions are not
+        meant.
     key : for .h5ad: "raw", or a name in .layers or .obsm that becomes .X; for .h5: the name of the array of features.
 
     Raises FileNotFoundError (with what to do), ValueError.
@@ -128,21 +131,31 @@ def _read_file(path, metadata, features, key):
     if path.suffix in (".h5", ".hdf5"): return _read_h5(path, key)
     if key is not None: raise ValueError(f"key: {key!r}; expected None for {path.name}: it is for .h5ad and .h5")
     notes = Notes()
-    if path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)): table = pd.read_parquet(path)
-    elif path.name.lower().endswith(TABLE_SUFFIXES): table = read_table(path, notes, "data")
-    else: raise ValueError(f"data: {path.name}; expected {', '.join(TABLE_SUFFIXES)}, .h5 or .h5ad")
+    if path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)):
+        table = pd.read_parquet(path)
+    elif path.name.lower().endswith(TABLE_SUFFIXES):
+        table = read_table(path, notes, "data")
+    else:
+        raise ValueError(f"data: {path.name}; expected {', '.join(TABLE_SUFFIXES)}, .h5 or .h5ad")
     rows = None if isinstance(table.index, pd.RangeIndex) else table.index
     first = table.columns[0] if len(table.columns) else ""
     if rows is None and str(first).startswith("Unnamed") or first == "":
         rows, table = table[first], table.drop(columns=first)
         notes.add(f"data: the first column of {path.name} has no name: it is taken for the rows' names", warn=False)
-    elif rows is not None: notes.add(f"data: the saved index {rows.name or ''} of {path.name} gives the rows' names", warn=False)
+    elif rows is not None:
+        notes.add(f"data: the saved index {rows.name or ''} of {path.name} gives the rows' names", warn=False)
     if rows is not None and (pd.Index(rows).has_duplicates or isinstance(rows, pd.MultiIndex)): rows = None
     values, rest = split_features(table.reset_index(drop=True), metadata, features, notes)
-    rest = rest.rename(columns=lambda c: str(c).removeprefix("Image_").removeprefix(metadata) if "Metadata_" in str(c) else
-                       str(c).removeprefix(metadata))
+    rest = rest.rename(
+        columns=lambda c: (
+            str(c).removeprefix("Image_").removeprefix(metadata)
+            if "Metadata_" in str(c)
+            else str(c).removeprefix(metadata)
+        )
+    )
     twice = rest.columns[rest.columns.duplicated()]
-    if len(twice): raise ValueError(f"data: two columns of metadata are called {twice[0]!r} without their prefix; expected one")
+    if len(twice):
+        raise ValueError(f"data: two columns of metadata are called {twice[0]!r} without their prefix; expected one")
     adata = _anndata(values.to_numpy(), rest, list(map(str, values.columns)), names_of=rows)
     adata.uns["notes"] = list(notes)
     return adata
@@ -159,7 +172,9 @@ def _read_h5ad(path, key):
         adata.X = adata.layers[key]
         return adata
     if key not in adata.obsm:
-        raise ValueError(f"key: {key!r}; expected 'raw' or one of {', '.join([*adata.layers, *adata.obsm]) or '(none)'}")
+        raise ValueError(
+            f"key: {key!r}; expected 'raw' or one of {', '.join([*adata.layers, *adata.obsm]) or '(none)'}"
+        )
     return anndata.AnnData(np.asarray(adata.obsm[key]), obs=adata.obs)
 
 
@@ -169,7 +184,10 @@ def _read_h5(path, key):
         arrays = {n: file[n] for n in file if hasattr(file[n], "shape")}
         tables = [n for n, a in arrays.items() if len(a.shape) == 2]
         if key is not None and key not in tables or key is None and len(tables) != 1:
-            raise ValueError(f"key: {key!r}; expected the name of an array (rows, features) of {path.name}: {', '.join(tables) or '(none)'}")
+            raise ValueError(
+                f"key: {key!r}; expected the name of an array (rows, features) of {path.name}:"
+                f" {', '.join(tables) or '(none)'}"
+            )
         name = key or tables[0]
         X = arrays[name][...]
         obs = pd.DataFrame({n: a[...] for n, a in arrays.items() if a.shape == X.shape[:1]}, index=range(len(X)))

@@ -38,7 +38,14 @@ def odd_images(cells: ImageSet) -> pd.DataFrame:
                               + [image[..., :, i].reshape(len(image), -1) for i in (0, -1)], axis=1).astype(np.float64)
         span = np.ptp(image.reshape(len(image), -1).astype(np.float64), axis=1)
         away = np.abs(edge - np.median(edge, axis=1, keepdims=True)) > 0.5 * np.maximum(span, 1e-12)[:, None]
-        rows.append((low == high, top is not None and low != high and (image == top).mean() > .01, digest in seen, away.mean() > .05))
+        rows.append(
+            (
+                low == high,
+                top is not None and low != high and (image == top).mean() > 0.01,
+                digest in seen,
+                away.mean() > 0.05,
+            )
+        )
         seen.add(digest)
     return pd.DataFrame(rows, columns=["empty", "saturated", "twice", "border"]).astype(bool)
 
@@ -58,20 +65,42 @@ def image_facts(cells: ImageSet) -> dict:
     """
     n, c, *size = cells.images.shape
     names = cells.channels or [f"channel {k}" for k in range(c)]
-    ranges = [f"{name}: {np.min(cells.images[:, k]):g} to {np.max(cells.images[:, k]):g}, middle {np.median(cells.images[:, k]):g}"
-              for k, name in enumerate(names)] if n else []
+    ranges = (
+        [
+            f"{name}: {np.min(cells.images[:, k]):g} to {np.max(cells.images[:, k]):g}, middle"
+            f" {np.median(cells.images[:, k]):g}"
+            for k, name in enumerate(names)
+        ]
+        if n
+        else []
+    )
     odd = odd_images(cells).sum()
     counts = ", ".join(f"{k} {int((cells.labels == k).sum())}" for k in cells.class_names)
     nothing = int((cells.labels == "").sum())
     spacing = "not known" if cells.spacing is None else " x ".join(f"{s:g}" for s in cells.spacing) + " µm"
-    found = {"images": f"{n}", "size": f"{' x '.join(map(str, size))} pixels, {c} channel{'s' * (c != 1)}", "numbers": str(cells.images.dtype),
-             "range": "; ".join(ranges), "pixel size": spacing, "classes": counts or "no labels"}
+    found = {
+        "images": f"{n}",
+        "size": f"{' x '.join(map(str, size))} pixels, {c} channel{'s' * (c != 1)}",
+        "numbers": str(cells.images.dtype),
+        "range": "; ".join(ranges),
+        "pixel size": spacing,
+        "classes": counts or "no labels",
+    }
     if nothing and counts: found["without a label"] = str(nothing)
-    found["groups"] = "none: a split may put cells of one well or patient on both sides" if cells.groups is None \
-        else f"{len(set(cells.groups))}, of {min(np.unique(cells.groups, return_counts=True)[1])} to {max(np.unique(cells.groups, return_counts=True)[1])} images"
+    found["groups"] = (
+        "none: a split may put cells of one well or patient on both sides"
+        if cells.groups is None
+        else (
+            f"{len(set(cells.groups))}, of {min(np.unique(cells.groups, return_counts=True)[1])} to"
+            f" {max(np.unique(cells.groups, return_counts=True)[1])} images"
+        )
+    )
     if cells.groups is not None and counts:
         few = [k for k in cells.class_names if len(set(cells.groups[cells.labels == k])) < 5]
         if few: found["few groups"] = f"{', '.join(few)}: in fewer than five groups, too few for five folds"
-    found["odd images"] = ", ".join(f"{int(v)} {k}" for k, v in odd.items() if v) or "none: no empty, saturated or double image, none at the border"
+    found["odd images"] = (
+        ", ".join(f"{int(v)} {k}" for k, v in odd.items() if v)
+        or "none: no empty, saturated or double image, none at the border"
+    )
     if cells.metadata is not None: found["columns"] = ", ".join(map(str, cells.metadata.columns))
     return found

@@ -18,12 +18,21 @@ __all__ = ['is_measurement', 'split_features']
 
 # %% ../../nbs/data/features.ipynb #8cef2d28
 _PART = r"^((Image|Cells|Nuclei|Cytoplasm|Experiment)_)?"
-_BOOKS = re.compile(_PART + r"(ImageNumber|ObjectNumber|TableNumber|Number_Object_Number|Object_Number|Parent_.*|FileName_.*|PathName_.*|"
-                    r"URL_.*|MD5Digest_.*|ExecutionTime_.*|ModuleError_.*|Group_(Index|Number|Length)|ImageSet_.*|ProcessingStatus|"
-                    r"Series_.*|Frame_.*|Scaling_.*|(Height|Width)_Orig.*)$", re.IGNORECASE)
-_PLACES = re.compile(_PART + r"(Location_.*|AreaShape_(Center|BoundingBox).*|bbox.*|bounding_?box.*|centroid[-_]?[xyz0-2]?.*|"
-                     r"center[-_][xyz].*|(pos|position)[-_]?[xyz])$", re.IGNORECASE)
-_DOSES = re.compile(r"(concentration|conc|dose|dosage|mmoles|timepoint|time|hours|days)(perl|perliter|um|nm|mm|ugml|h|s|min|log10|log)?")
+_BOOKS = re.compile(
+    _PART
+    + r"(ImageNumber|ObjectNumber|TableNumber|Number_Object_Number|Object_Number|Parent_.*|FileName_.*|PathName_.*|"
+    r"URL_.*|MD5Digest_.*|ExecutionTime_.*|ModuleError_.*|Group_(Index|Number|Length)|ImageSet_.*|ProcessingStatus|"
+    r"Series_.*|Frame_.*|Scaling_.*|(Height|Width)_Orig.*)$",
+    re.IGNORECASE,
+)
+_PLACES = re.compile(
+    _PART + r"(Location_.*|AreaShape_(Center|BoundingBox).*|bbox.*|bounding_?box.*|centroid[-_]?[xyz0-2]?.*|"
+    r"center[-_][xyz].*|(pos|position)[-_]?[xyz])$",
+    re.IGNORECASE,
+)
+_DOSES = re.compile(
+    r"(concentration|conc|dose|dosage|mmoles|timepoint|time|hours|days)(perl|perliter|um|nm|mm|ugml|h|s|min|log10|log)?"
+)
 
 
 def is_measurement(name, prefix: str = "Metadata_") -> bool:
@@ -37,7 +46,8 @@ def is_measurement(name, prefix: str = "Metadata_") -> bool:
         How columns of metadata begin.
     """
     name = str(name)
-    if name.startswith((prefix, "Image_Metadata_", "__index_level_")) or re.fullmatch(r"Unnamed: ?\d+|", name): return False
+    if name.startswith((prefix, "Image_Metadata_", "__index_level_")) or re.fullmatch(r"Unnamed: ?\d+|", name):
+        return False
     if _BOOKS.match(name) or _PLACES.match(name) or is_identifier(name): return False
     return _DOSES.fullmatch(bare(name)) is None
 
@@ -74,17 +84,32 @@ def split_features(table: pd.DataFrame, prefix: str = "Metadata_", features=None
     elif isinstance(features, str): chosen = [c for c in table.columns if str(c).startswith(features)]
     else: chosen = list(features)
     absent = [c for c in chosen if c not in table]
-    if absent: raise ValueError(f"features: {absent[0]!r}; expected columns of the table: {', '.join(map(str, table.columns[:12]))}")
+    if absent:
+        raise ValueError(
+            f"features: {absent[0]!r}; expected columns of the table: {', '.join(map(str, table.columns[:12]))}"
+        )
     columns = {c: _numbers(table[c]) for c in chosen}
     text = [c for c, v in columns.items() if v is None]
     if features is not None and text: raise ValueError(f"features: {text[0]!r} holds text; expected columns of numbers")
     values = pd.DataFrame({c: v for c, v in columns.items() if v is not None}, index=table.index)
     rest = table[[c for c in table.columns if c not in values]]
     if not len(values.columns):
-        raise ValueError(f"{name}: no column of measurements among {', '.join(map(str, table.columns[:12]))}; expected some, or features=")
-    aside = [str(c) for c in rest.columns if pd.api.types.is_numeric_dtype(rest[c]) and not pd.api.types.is_bool_dtype(rest[c])
-             or not is_measurement(c, prefix)]
-    shown = f"{values.columns[0]} … {values.columns[-1]}" if len(values.columns) > 3 else ", ".join(map(str, values.columns))
+        raise ValueError(
+            f"{name}: no column of measurements among {', '.join(map(str, table.columns[:12]))}; expected some, or"
+            " features="
+        )
+    aside = [
+        str(c)
+        for c in rest.columns
+        if pd.api.types.is_numeric_dtype(rest[c])
+        and not pd.api.types.is_bool_dtype(rest[c])
+        or not is_measurement(c, prefix)
+    ]
+    shown = (
+        f"{values.columns[0]} … {values.columns[-1]}"
+        if len(values.columns) > 3
+        else ", ".join(map(str, values.columns))
+    )
     notes.add(f"{name}: {len(values.columns)} features ({shown})" + (f"; no features: {', '.join(aside[:8])}"
               + (" …" if len(aside) > 8 else "") if aside else ""), warn=False)
     return values, rest
@@ -92,7 +117,8 @@ def split_features(table: pd.DataFrame, prefix: str = "Metadata_", features=None
 
 def _numbers(column: pd.Series):
     "A column as numbers, or None where it holds words."
-    if pd.api.types.is_bool_dtype(column.dtype): return column.astype(np.float64) if column.isna().any() else column.astype(np.uint8)
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.astype(np.float64) if column.isna().any() else column.astype(np.uint8)
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.astype(np.float64) if pd.api.types.is_extension_array_dtype(column.dtype) else column
     if column.dtype == object and column.map(lambda v: isinstance(v, str)).all():
@@ -109,7 +135,8 @@ def _unrolled(table: pd.DataFrame) -> pd.DataFrame:
         first = column.iloc[0] if len(column) else None
         if column.dtype == object and isinstance(first, (list, tuple, np.ndarray)):
             lengths = {np.size(v) for v in column}
-            if len(lengths) > 1: raise ValueError(f"data: column {name} holds lists of {len(lengths)} lengths; expected one")
+            if len(lengths) > 1:
+                raise ValueError(f"data: column {name} holds lists of {len(lengths)} lengths; expected one")
             block = np.stack([np.ravel(v) for v in column])
             out.append(pd.DataFrame(block, columns=[f"{name}_{j}" for j in range(block.shape[1])], index=table.index))
         else: out.append(column)

@@ -67,8 +67,10 @@ def list_images(folder: Path, nested: bool, notes: Notes) -> tuple[list[Path], l
         _say_left(folder, files, notes)
         return sorted(files, key=_order), None
     if loose and folders and any(_below(f) for f in folders):
-        raise ValueError(f"source: {folder.name} holds both images ({loose[0].name}, …) and folders of images ({folders[0].name}, …);"
-                         " expected one sub-folder a class, or images alone (nested=True reads all, without classes)")
+        raise ValueError(
+            f"source: {folder.name} holds both images ({loose[0].name}, …) and folders of images ({folders[0].name},"
+            " …); expected one sub-folder a class, or images alone (nested=True reads all, without classes)"
+        )
     if loose:
         _say_left(folder, loose, notes)
         return loose, None
@@ -77,11 +79,15 @@ def list_images(folder: Path, nested: bool, notes: Notes) -> tuple[list[Path], l
     for c in empty:
         deeper = len(_below(c))
         if deeper:
-            raise ValueError(f"source: no images in {folder.name}/{c.name} itself, but {deeper} in deeper folders; expected images in"
-                             " one sub-folder a class, or nested=True")
+            raise ValueError(
+                f"source: no images in {folder.name}/{c.name} itself, but {deeper} in deeper folders; expected images"
+                " in one sub-folder a class, or nested=True"
+            )
     if empty or not found:
         where = "/".join([folder.name] + [c.name for c in empty[:1]])
-        raise ValueError(f"source: no images in {where}; expected files ending in {', '.join(ENDINGS)}, in one sub-folder a class")
+        raise ValueError(
+            f"source: no images in {where}; expected files ending in {', '.join(ENDINGS)}, in one sub-folder a class"
+        )
     _say_left(folder, [p for p, _ in found], notes)
     return [p for p, _ in found], [c for _, c in found]
 
@@ -109,7 +115,8 @@ def _say_left(folder: Path, read: list[Path], notes: Notes) -> None:
             if path in taken: folders.remove(name)
             elif _hidden(path):
                 folders.remove(name)
-                if any(f.suffix.lower() in ENDINGS for f in path.rglob("*")): why[f"in the folder {name} of the system"] += 1
+                if any(f.suffix.lower() in ENDINGS for f in path.rglob("*")):
+                    why[f"in the folder {name} of the system"] += 1
         for name in files:
             path = Path(where) / name
             if path in taken: continue
@@ -123,12 +130,16 @@ def _say_left(folder: Path, read: list[Path], notes: Notes) -> None:
         if n: notes.add(f"{folder.name}: {n} file{'s' * (n != 1)} left out: {reason}")
     if deeper:
         n = sum(map(len, deeper.values()))
-        notes.add(f"{folder.name}: {n} images in deeper folders ({next(iter(deeper))}, …) left out; nested=True reads them")
+        notes.add(
+            f"{folder.name}: {n} images in deeper folders ({next(iter(deeper))}, …) left out; nested=True reads them"
+        )
 
 # %% ../../nbs/data/folders.ipynb #aa904a10
 @dataclass
 class Picture:
-    "What one file gives: images (n, C, …), (z, y, x) in µm or None, names of channels, a dict a row, and files it is made of."
+    """What one file gives: images (n, C, …), (z, y, x) in µm or None, names of channels, a dict a row, and files it is
+    made of.
+    """
     images: np.ndarray
     spacing: tuple | None = None
     channels: list | None = None
@@ -144,18 +155,28 @@ def as_picture(series: list[Series], name: str, companions=(), places=None, dept
         if len(set(letters)) < len(letters):                             # T and I, or two more: all of them are images
             at = [i for i, a in enumerate(letters) if a == "N"]
             array = np.moveaxis(s.array, at, range(len(at)))
-            s = Series(array.reshape((-1,) + array.shape[len(at):]), "N" + letters.replace("N", ""), s.spacing, s.channels, s.name)
+            s = Series(
+                array.reshape((-1,) + array.shape[len(at) :]),
+                "N" + letters.replace("N", ""),
+                s.spacing,
+                s.channels,
+                s.name,
+            )
             letters = s.axes
         array = s.array
         if "Z" in letters and array.shape[letters.index("Z")] == 1:      # a volume of one slice is an image
             array, letters = array.squeeze(letters.index("Z")), letters.replace("Z", "")
         n_channels = dict(zip(letters, array.shape)).get("C")
         parts.append(as_nchw(array, letters, n_channels, name))
-        rows += [{**({"scene": s.name or str(k)} if len(series) > 1 and not places else {}), **(places[k] if places else {})}] * len(parts[-1])
+        rows += [
+            {**({"scene": s.name or str(k)} if len(series) > 1 and not places else {}), **(places[k] if places else {})}
+        ] * len(parts[-1])
     parts = one_depth(parts, [f"scene {k}" for k in range(len(parts))], depth, Notes(), name)
     ndim = parts[0].ndim - 2
     spacing = None if series[0].spacing is None else tuple(series[0].spacing)[-ndim:]
-    return Picture(np.concatenate(parts) if len(parts) > 1 else parts[0], spacing, series[0].channels, rows, list(companions))
+    return Picture(
+        np.concatenate(parts) if len(parts) > 1 else parts[0], spacing, series[0].channels, rows, list(companions)
+    )
 
 
 def read_file(path: Path, axes: str | None = None, notes: Notes | None = None, scene=None, level: int = 0,
@@ -186,17 +207,23 @@ def read_file(path: Path, axes: str | None = None, notes: Notes | None = None, s
             return as_picture(series, path.name, companions, depth=depth)
         if ending == ".npy":
             array = open_numpy(path)
-            own = fit_axes(axes, array.ndim) if axes else "YX" if array.ndim == 2 else guess_axes(array.shape, path.name)
+            own = (
+                fit_axes(axes, array.ndim) if axes else "YX" if array.ndim == 2 else guess_axes(array.shape, path.name)
+            )
         elif ending == ".zarr" or path.is_dir():
             found = open_ngff(path, level, scene, notes)
             if found is None: raise ValueError("no OME-Zarr image; expected multiscales metadata")
-            return as_picture([f.read() for f in found], path.name, places=[f.place for f in found] if found[0].place else None)
+            return as_picture(
+                [f.read() for f in found], path.name, places=[f.place for f in found] if found[0].place else None
+            )
         else: array, own = read_picture(path, notes)
         if axes is not None: own = fit_axes(axes, array.ndim)
         if axes is not None and array.ndim == 2 and len(own) != 2: own = "YX"
         return as_picture([Series(array, own)], path.name)
     except Exception as error:                                           # any of the readers' many kinds
-        raise ValueError(f"source: cannot read {path.parent.name}/{path.name}: {str(error) or type(error).__name__}") from error
+        raise ValueError(
+            f"source: cannot read {path.parent.name}/{path.name}: {str(error) or type(error).__name__}"
+        ) from error
 
 # %% ../../nbs/data/folders.ipynb #485f7cbb
 def read_files(files: list[Path], names: list[str], axes: str | None, notes: Notes, scene=None, level: int = 0,
@@ -225,7 +252,8 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
             block = [k for k in range(start, min(start + chunk, len(files))) if _key(files[k]) not in done]
             got = [first if k == 0 else None for k in block]
             todo = [i for i, k in enumerate(block) if k]
-            if first.companions:                                         # one after another: the next may be part of this one
+            # one after another: the next may be part of this one
+            if first.companions:
                 for i, k in enumerate(block):
                     if _key(files[k]) in done: continue
                     got[i] = got[i] or one(files[k])
@@ -240,7 +268,11 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
             bar.update(min(chunk, len(files) - start))
         bar.close()
     if len(places) < len(files):
-        notes.add(f"{len(files)} OME-TIFF files are parts of {len(places)} acquisition{'s' * (len(places) != 1)}, each read once", warn=False)
+        notes.add(
+            f"{len(files)} OME-TIFF files are parts of {len(places)} acquisition{'s' * (len(places) != 1)}, each read"
+            " once",
+            warn=False,
+        )
     return places, pictures
 
 
@@ -296,23 +328,34 @@ def fit_sizes(images: list, size, fit: str, names, notes: Notes) -> tuple[np.nda
     if fit not in FITS: raise ValueError(f"fit: {fit!r}; expected one of {', '.join(FITS)}")
     ndim = images[0].ndim - 1
     goal = (int(size),) * ndim if np.ndim(size) == 0 else tuple(int(s) for s in size)
-    if len(goal) != ndim or min(goal) < 1: raise ValueError(f"size: {size}; expected pixels, or one number for each of {ndim} axes")
+    if len(goal) != ndim or min(goal) < 1:
+        raise ValueError(f"size: {size}; expected pixels, or one number for each of {ndim} axes")
     scale, out = np.ones(len(images)), None
     smaller, larger = 0, 0
     for k, image in enumerate(images):
-        small, large = any(s < n for s, n in zip(image.shape[1:], goal)), any(s > n for s, n in zip(image.shape[1:], goal))
+        small, large = any(s < n for s, n in zip(image.shape[1:], goal)), any(
+            s > n for s, n in zip(image.shape[1:], goal)
+        )
         smaller, larger = smaller + small, larger + large
         if fit == "crop" and small:
-            raise ValueError(f'fit: {names[k]} has {" x ".join(map(str, image.shape[1:]))} pixels, less than size={size}; expected'
-                             ' fit="pad", or a smaller size')
+            raise ValueError(
+                f'fit: {names[k]} has {" x ".join(map(str, image.shape[1:]))} pixels, less than size={size}; expected'
+                ' fit="pad", or a smaller size'
+            )
         if fit == "resize" and image.shape[1:] != goal:
             scale[k] = min(n / s for n, s in zip(goal, image.shape[1:]))
-            if scale[k] != 1: image = _resized(image, tuple(min(n, max(1, round(s * scale[k]))) for s, n in zip(image.shape[1:], goal)))
+            if scale[k] != 1:
+                image = _resized(
+                    image, tuple(min(n, max(1, round(s * scale[k]))) for s, n in zip(image.shape[1:], goal))
+                )
         image = _cropped(_padded(image, goal), goal)
         if out is None: out = np.empty((len(images),) + image.shape, image.dtype)
         out[k] = image
-    done = {"pad": f"{smaller} padded with their border's median, {larger} cropped", "crop": f"{larger} cropped about their middle",
-            "resize": f"{int((scale != 1).sum())} scaled by {scale.min():.3g} to {scale.max():.3g}, and padded"}[fit]
+    done = {
+        "pad": f"{smaller} padded with their border's median, {larger} cropped",
+        "crop": f"{larger} cropped about their middle",
+        "resize": f"{int((scale != 1).sum())} scaled by {scale.min():.3g} to {scale.max():.3g}, and padded",
+    }[fit]
     if smaller or larger: notes.add(f"{len(images)} images brought to {' x '.join(map(str, goal))} pixels: {done}")
     return out, scale
 

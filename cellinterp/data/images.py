@@ -45,7 +45,10 @@ def as_spacing(pixel_size, ndim: int):
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ValueError(f"pixel_size: {pixel_size} came; expected µm a pixel, more than 0")
     if len(sizes) not in (1, ndim):
-        raise ValueError(f"pixel_size: {len(sizes)} numbers came; expected one, or one for each of {ndim} axes ({'z, y, x'[-3 * ndim + 2:]})")
+        raise ValueError(
+            f"pixel_size: {len(sizes)} numbers came; expected one, or one for each of {ndim} axes"
+            f" ({'z, y, x'[-3 * ndim + 2:]})"
+        )
     return float(sizes[0]) if np.ptp(sizes) <= 1e-4 * sizes[0] else tuple(float(s) for s in sizes)
 
 
@@ -53,8 +56,10 @@ def _checked(cells: ImageSet):
     "Fields as they are kept: strings, lists, tables with rows from 0. ValueError where lengths do not fit."
     images, n = cells.images, len(cells.images)
     if images.dtype.kind not in "uifb" or images.ndim not in (4, 5):
-        raise ValueError(f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W)"
-                         " or (N, C, D, H, W)")
+        raise ValueError(
+            f"images: an array of shape {images.shape} and dtype {images.dtype} came; expected numbers (N, C, H, W)"
+            " or (N, C, D, H, W)"
+        )
     cells.labels = np.full(n, "") if cells.labels is None else as_strings(cells.labels)
     cells.groups = None if cells.groups is None else as_strings(cells.groups)
     for name in ("labels", "groups", "metadata", "factors"):
@@ -173,7 +178,9 @@ def _select(cells: ImageSet, classes) -> ImageSet:
     classes = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else list(classes)
     unknown = [c for c in classes if c not in cells.class_names]
     if unknown:
-        raise ValueError(f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(cells.class_names)}")
+        raise ValueError(
+            f"classes: {', '.join(map(repr, unknown))} came; expected some of {', '.join(cells.class_names)}"
+        )
     return replace(_subset(cells, np.isin(cells.labels, classes)), class_names=classes)
 
 # %% ../../nbs/data/images.ipynb #ee2cf30c

@@ -87,7 +87,9 @@ def read_mrc(path, cubes: bool = True) -> tuple[np.ndarray, float | None, bool]:
     if not np.isfinite(known).all() or (known <= 0).any(): return array, None, stack
     if np.ptp(known) > 1e-3 * known.mean():
         if not cubes:
-            Notes().add(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å (x, y, z) are taken for cubes, as voxel_size= says")
+            Notes().add(
+                f"voxels of {' x '.join(f'{s:g}' for s in known)} Å (x, y, z) are taken for cubes, as voxel_size= says"
+            )
             return array, None, stack
         raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å; expected cubes, or voxel_size=")
     return array, float(known.mean()), stack

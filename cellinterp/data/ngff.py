@@ -35,7 +35,9 @@ def is_ngff(source) -> bool:
 
 @dataclass
 class NgffImage:
-    "One image of OME-Zarr, not read yet: a zarr array, letters of its axes, (z, y, x) in µm, channels, and where it lies."
+    """One image of OME-Zarr, not read yet: a zarr array, letters of its axes, (z, y, x) in µm, channels, and where it
+    lies.
+    """
     array: object
     axes: str
     spacing: tuple | None
@@ -54,10 +56,15 @@ def _axes(multiscale: dict, ndim: int, name: str):
     "Letters and units of the axes; versions before 0.4 have names only, or none."
     axes = multiscale.get("axes") or list("tczyx")[-ndim:]
     axes = [a if isinstance(a, dict) else {"name": a} for a in axes]
-    if len(axes) != ndim: raise ValueError(f"source: {name} has {ndim} axes, and {len(axes)} are named; expected a name each")
-    letters = "".join({"time": "T", "channel": "C"}.get(a.get("type"), str(a.get("name", "?")).upper()[:1]) for a in axes)
+    if len(axes) != ndim:
+        raise ValueError(f"source: {name} has {ndim} axes, and {len(axes)} are named; expected a name each")
+    letters = "".join(
+        {"time": "T", "channel": "C"}.get(a.get("type"), str(a.get("name", "?")).upper()[:1]) for a in axes
+    )
     if set(letters) - set("TCZYX") or len(set(letters)) < len(letters) or not {"Y", "X"} <= set(letters):
-        raise ValueError(f"source: {name} has the axes {', '.join(str(a.get('name')) for a in axes)}; expected t, c, z, y, x")
+        raise ValueError(
+            f"source: {name} has the axes {', '.join(str(a.get('name')) for a in axes)}; expected t, c, z, y, x"
+        )
     return letters, [a.get("unit") for a in axes]
 
 
@@ -103,7 +110,9 @@ def open_multiscale(group, level: int, notes: Notes, name: str, place: dict | No
     check_array(array)
     say_missing(array, f"{levels[level]['path']} of {name}", notes)
     axes, units = _axes(one, array.ndim, name)
-    scale = _scale(levels[level].get("coordinateTransformations"), array.ndim) * _scale(one.get("coordinateTransformations"), array.ndim)
+    scale = _scale(levels[level].get("coordinateTransformations"), array.ndim) * _scale(
+        one.get("coordinateTransformations"), array.ndim
+    )
     stated = bool(levels[level].get("coordinateTransformations") or one.get("coordinateTransformations"))
     spacing = [None, None, None]
     for letter, unit, size in zip(axes, units, scale):
@@ -114,7 +123,11 @@ def open_multiscale(group, level: int, notes: Notes, name: str, place: dict | No
     thin = "Z" in axes and array.shape[axes.index("Z")] == 1
     channels = [str(c.get("label", "")) for c in (said.get("omero") or {}).get("channels", [])]
     labels = list(group["labels"].group_keys()) if "labels" in group else []
-    if labels: notes.add(f"{name}: label images ({', '.join(labels)}) lie beside it; `cellinterp crops` cuts their objects", warn=False)
+    if labels:
+        notes.add(
+            f"{name}: label images ({', '.join(labels)}) lie beside it; `cellinterp crops` cuts their objects",
+            warn=False,
+        )
     return NgffImage(array, axes, whole_spacing(spacing, 3 if "Z" in axes and not thin else 2, name, notes),
                      channels if any(channels) else None, name, place, labels)
 
@@ -149,13 +162,15 @@ def open_ngff(source, level: int = 0, scene=None, notes: Notes | None = None) ->
     if "plate" in said: found = _plate(group, said["plate"], level, notes, name)
     elif "well" in said: found = _fields(group, said["well"], level, notes, name, {"well": name})
     else: found = [open_multiscale(group[k], level, notes, f"{name}/{k}") for k in _scenes(group)]
-    if not found: raise ValueError(f"source: {name} is an OME-Zarr store without images; expected multiscales, wells or scenes")
+    if not found:
+        raise ValueError(f"source: {name} is an OME-Zarr store without images; expected multiscales, wells or scenes")
     if scene is not None:
         chosen = [f for k, f in enumerate(found) if str(scene) in (str(k), f.name, (f.place or {}).get("well"))]
         if not chosen: raise ValueError(f"scene: {scene!r}; expected 0 to {len(found) - 1}, or a well")
         return chosen
     shapes = {f.array.shape for f in found}
-    if len(shapes) > 1: raise ValueError(f"source: {name} has images of several sizes {sorted(shapes)[:4]}; expected one, or scene=")
+    if len(shapes) > 1:
+        raise ValueError(f"source: {name} has images of several sizes {sorted(shapes)[:4]}; expected one, or scene=")
     return found
 
 
@@ -167,9 +182,11 @@ def _plate(group, plate: dict, level, notes, name) -> list[NgffImage]:
     wells, found = plate.get("wells") or [], []
     for well in wells:
         path = well["path"]
-        if path not in group: raise ValueError(f"source: well {path} of {name} is not in the store; expected all that the plate lists")
+        if path not in group:
+            raise ValueError(f"source: well {path} of {name} is not in the store; expected all that the plate lists")
         said = ngff_metadata(group[path].attrs).get("well")
-        if said is None: raise ValueError(f"source: well {path} of {name} has no well metadata (NGFF), which lists its fields")
+        if said is None:
+            raise ValueError(f"source: well {path} of {name} has no well metadata (NGFF), which lists its fields")
         place = {"plate": plate.get("name") or name, "well": _well_name(path)}
         found += _fields(group[path], said, level, notes, f"{name}/{path}", place)
     notes.add(f"{name}: a plate of {len(wells)} wells, {len(found)} fields", warn=False)

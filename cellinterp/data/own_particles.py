@@ -26,7 +26,8 @@ def _named_boxes(path: Path) -> ImageSet:
     for name in table["rlnImageName"].astype(str):
         number, at, file = name.rpartition("@")
         there = next((p for p in (Path(file), path.parent / file, path.parent / Path(file).name) if p.exists()), None)
-        if there is None: raise ValueError(f"data: {path.name} names {file}; expected it there, or tomogram= to cut from")
+        if there is None:
+            raise ValueError(f"data: {path.name} names {file}; expected it there, or tomogram= to cut from")
         if there != last: (volume, own), last = read_volume(there), there               # a stack is read once
         boxes.append(volume[int(number) - 1] if at else volume)
         size = own or size
@@ -68,7 +69,8 @@ def load_particles(source, tomogram=None, labels=None, size: int = 32, pixel_siz
         For what is not there, or does not fit.
     """
     path = Path(source).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"data: {path.name} does not exist; expected a list, a folder or a file")
+    if not path.exists():
+        raise FileNotFoundError(f"data: {path.name} does not exist; expected a list, a folder or a file")
     if path.suffix.lower() not in (".star", ".tbl", ".csv"):
         return load_volumes(path, labels=labels, voxel_size=pixel_size)
     if tomogram is None: return _named_boxes(path)

@@ -23,7 +23,8 @@ def grey_or_colour(rgb: np.ndarray) -> np.ndarray:
 
 
 def apply_palette(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Indices (…) and a table (n, 3) of 8-bit or 16-bit colours as (…) grey, if the whole table is grey, else (…, 3), in 8 bits.
+    """Indices (…) and a table (n, 3) of 8-bit or 16-bit colours as (…) grey, if the whole table is grey, else (…, 3),
+    in 8 bits.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ def apply_palette(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
         The palette; 16-bit values as TIFF has them are brought to 8 bits.
     """
     colours = np.asarray(colours)
-    if colours.dtype == np.uint16: colours = (colours >> 8).astype(np.uint8) if colours.max() > 255 else colours.astype(np.uint8)
+    if colours.dtype == np.uint16:
+        colours = (colours >> 8).astype(np.uint8) if colours.max() > 255 else colours.astype(np.uint8)
     used = colours[np.unique(indices)]
     grey = (used[:, 0] == used[:, 1]).all() and (used[:, 1] == used[:, 2]).all()
     return colours[:, 0][indices] if grey else colours[indices]
@@ -88,13 +90,17 @@ def _from_mode(image, notes: Notes) -> np.ndarray:
         if mode == "CMYK": return from_cmyk(np.asarray(image))
         return np.asarray(image.convert("RGB"))
     array = np.asarray(image)
-    if mode == "I" and image.format in ("PNG", "PPM") and array.min() >= 0 and array.max() < 65536: array = array.astype(np.uint16)
-    if array.dtype.kind not in "uif": raise ValueError(f"a picture of the mode {mode} came; expected grey, colour or a palette")
+    if mode == "I" and image.format in ("PNG", "PPM") and array.min() >= 0 and array.max() < 65536:
+        array = array.astype(np.uint16)
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"a picture of the mode {mode} came; expected grey, colour or a palette")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _simple_png(content: bytes) -> bool:
-    "Whether a PNG is plain grey or colour: no palette, no opacity, no orientation. Such a one is decoded without Python's lock."
+    """Whether a PNG is plain grey or colour: no palette, no opacity, no orientation. Such a one is decoded without
+    Python's lock.
+    """
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33: return False
     return content[24] in (8, 16) and content[25] in (0, 2) and b"tRNS" not in content and b"eXIf" not in content
 
@@ -168,15 +174,20 @@ def one_depth(arrays: list, names, depth: str | None, notes: Notes, argument: st
     if len(kinds) < 2: return arrays
     came = ", ".join(f"{name} is {dtype}" for dtype, name in kinds.items())
     if depth is None:
-        raise ValueError(f'{argument}: mixed kinds of numbers: {came}; expected one: convert them, or depth="scale", which'
-                         " takes 255, 65535 and 1.0 for the same brightness")
+        raise ValueError(
+            f'{argument}: mixed kinds of numbers: {came}; expected one: convert them, or depth="scale", which'
+            " takes 255, 65535 and 1.0 for the same brightness"
+        )
     if any(dtype.kind == "i" for dtype in kinds):
         raise ValueError(f"{argument}: {came}; signed numbers have no largest brightness: convert them to one kind")
     if any(dtype.kind == "f" for dtype in kinds):
         target, full = np.dtype(np.float32), 1.0
         for array, name in zip(arrays, names):
             if array.dtype.kind == "f" and (array.min() < 0 or array.max() > 1):
-                raise ValueError(f'{argument}: {name} goes from {array.min():g} to {array.max():g}; expected 0 to 1 for depth="scale"')
+                raise ValueError(
+                    f"{argument}: {name} goes from {array.min():g} to {array.max():g}; expected 0 to 1 for"
+                    ' depth="scale"'
+                )
     else: target, full = max(kinds, key=lambda d: d.itemsize), None
     notes.add(f"{argument}: mixed kinds of numbers ({came}) scaled to {target}")
     top = {d: 1.0 if d.kind == "f" else float(np.iinfo(d).max) for d in kinds}

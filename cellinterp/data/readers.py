@@ -47,7 +47,12 @@ def _from_files(files: list[Path], names: list[str], labels, options: _Options, 
     names = [names[k] for k in places]
     counts = [len(p.images) for p in pictures]
     many = [n for n, c in zip(names, counts) if c > 1]
-    if many: notes.add(f"{len(many)} of {len(names)} files hold several images ({many[0]} holds {max(counts)}): {sum(counts)} images in all", warn=False)
+    if many:
+        notes.add(
+            f"{len(many)} of {len(names)} files hold several images ({many[0]} holds {max(counts)}): {sum(counts)}"
+            " images in all",
+            warn=False,
+        )
     images = [p.images for p in pictures]
     if options.size is None and len({i.shape[1:] for i in images}) > 1: raise _mixed_sizes(images, names)
     _same_kind(images, names)
@@ -80,8 +85,8 @@ def _mixed_sizes(images, names) -> ValueError:
     odd = next(k for k, i in enumerate(images) if i.shape[1:] != images[0].shape[1:])
     n = len({i.shape[1:] for i in images})
     return ValueError(
-        f"source: mixed sizes: {names[0]} is {images[0].shape[1:]}, {names[odd]} is {images[odd].shape[1:]} (channels first), {n} sizes"
-        ' in all; expected one size: size=64 with fit="pad", "crop" or "resize" brings crops to it'
+        f"source: mixed sizes: {names[0]} is {images[0].shape[1:]}, {names[odd]} is {images[odd].shape[1:]} (channels"
+        f' first), {n} sizes in all; expected one size: size=64 with fit="pad", "crop" or "resize" brings crops to it'
     )
 
 
@@ -93,12 +98,16 @@ def _one_spacing(pictures, names, options: _Options):
     name, first = stated[0]
     for other, spacing in stated[1:]:
         if len(spacing) != len(first) or not np.allclose(spacing, first, rtol=1e-3):
-            raise ValueError(f"source: mixed pixel sizes: {name} has {_shown(first)} µm, {other} has {_shown(spacing)} µm; expected one,"
-                             " or pixel_size=")
+            raise ValueError(
+                f"source: mixed pixel sizes: {name} has {_shown(first)} µm, {other} has {_shown(spacing)} µm; expected"
+                " one, or pixel_size="
+            )
     if len(stated) < len(pictures):
         silent = next(n for n, p in zip(names, pictures) if p.spacing is None)
-        raise ValueError(f"source: {len(stated)} files state a pixel size of {_shown(first)} µm, {len(pictures) - len(stated)} state none"
-                         f" ({silent}, …); expected one, or pixel_size=")
+        raise ValueError(
+            f"source: {len(stated)} files state a pixel size of {_shown(first)} µm, {len(pictures) - len(stated)} state"
+            f" none ({silent}, …); expected one, or pixel_size="
+        )
     return first
 
 
@@ -109,21 +118,34 @@ def _shown(spacing) -> str:
 def _one_channels(pictures, names, notes: Notes):
     "Names of channels, where the files agree."
     said = {tuple(p.channels) for p in pictures if p.channels}
-    if len(said) > 1: notes.add(f"the files name their channels differently ({' / '.join(', '.join(s) for s in list(said)[:2])}); no names are kept")
+    if len(said) > 1:
+        notes.add(
+            f"the files name their channels differently ({' / '.join(', '.join(s) for s in list(said)[:2])}); no names"
+            " are kept"
+        )
     return list(said.pop()) if len(said) == 1 else None
 
 # %% ../../nbs/data/readers.ipynb #f498dd5c
 def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and (path.suffix == ".zarr" or any((path / f).exists() for f in ("zarr.json", ".zgroup", ".zarray")))
+    return path.is_dir() and (
+        path.suffix == ".zarr" or any((path / f).exists() for f in ("zarr.json", ".zgroup", ".zarray"))
+    )
 
 
 def _read_store(address, options: _Options, notes: Notes) -> Stored:
     "A zarr store: OME-Zarr by its metadata, else named arrays."
     if is_ngff(address):
         found = open_ngff(address, options.level, options.scene, notes)
-        picture = as_picture([f.read() for f in found], found[0].name, places=[f.place for f in found] if found[0].place else None)
+        picture = as_picture(
+            [f.read() for f in found], found[0].name, places=[f.place for f in found] if found[0].place else None
+        )
         rows = pd.DataFrame(picture.rows)
-        stored = Stored(picture.images, pixel_size=picture.spacing, channels=picture.channels, table=rows if len(rows.columns) else None)
+        stored = Stored(
+            picture.images,
+            pixel_size=picture.spacing,
+            channels=picture.channels,
+            table=rows if len(rows.columns) else None,
+        )
         if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
         return stored
     arrays, attributes = named_arrays(address)
@@ -137,11 +159,15 @@ def _read_vendor(path: Path, options: _Options, notes: Notes) -> Stored:
     "CZI, ND2, LIF and the rest by bioio, if it and its reader are installed."
     try: from bioio import BioImage
     except ImportError:
-        raise ValueError(f"source: {path.name}; expected pip install bioio and the reader of {path.suffix} (bioio-czi, bioio-nd2,"
-                         " bioio-lif, bioio-bioformats), or a conversion to OME-TIFF") from None
+        raise ValueError(
+            f"source: {path.name}; expected pip install bioio and the reader of {path.suffix} (bioio-czi, bioio-nd2,"
+            " bioio-lif, bioio-bioformats), or a conversion to OME-TIFF"
+        ) from None
     from cellinterp.data.tiff import Series, whole_spacing
-    try: image = BioImage(path)
-    except Exception as error: raise ValueError(f"source: bioio cannot read {path.name}: {str(error) or type(error).__name__}") from error
+    try:
+        image = BioImage(path)
+    except Exception as error:
+        raise ValueError(f"source: bioio cannot read {path.name}: {str(error) or type(error).__name__}") from error
     scenes = [s for k, s in enumerate(image.scenes) if options.scene is None or options.scene in (k, str(k), s)]
     if not scenes: raise ValueError(f"scene: {options.scene!r}; expected one of {', '.join(image.scenes)}")
     series = []
@@ -152,7 +178,9 @@ def _read_vendor(path: Path, options: _Options, notes: Notes) -> Stored:
         series.append(Series(array, "TCZYX", spacing, [str(c) for c in image.channel_names], scene))
     picture = as_picture(series, path.name)
     rows = pd.DataFrame(picture.rows)
-    return Stored(picture.images, pixel_size=picture.spacing, channels=picture.channels, table=rows if len(rows.columns) else None)
+    return Stored(
+        picture.images, pixel_size=picture.spacing, channels=picture.channels, table=rows if len(rows.columns) else None
+    )
 
 
 def _beside(path: Path) -> Path | None:
@@ -174,11 +202,15 @@ def _open(source, options: _Options, notes: Notes) -> Stored:
     if not path.exists() and any(c in str(source) for c in "*?["):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         files = [p for p in found if is_image(p)]
-        if not files: raise ValueError(f"source: no image matches {source}; expected files ending in {', '.join(ENDINGS)}")
-        if len(files) < len(found): notes.add(f"{len(found) - len(files)} of {len(found)} that match {source} are no images: left out")
+        if not files:
+            raise ValueError(f"source: no image matches {source}; expected files ending in {', '.join(ENDINGS)}")
+        if len(files) < len(found):
+            notes.add(f"{len(found) - len(files)} of {len(found)} that match {source} are no images: left out")
         return _listed(files, options, notes)
     if not path.exists():
-        raise FileNotFoundError(f"source: {source} does not exist; expected a folder, an .npz, .npy or .tif file, or a zarr store")
+        raise FileNotFoundError(
+            f"source: {source} does not exist; expected a folder, an .npz, .npy or .tif file, or a zarr store"
+        )
     if _is_zarr(path): return _read_store(path, options, notes)
     if path.suffix == ".npz": return read_arrays(open_numpy(path), {}, options.axes, options.channels, notes)
     if path.is_dir():
@@ -187,7 +219,10 @@ def _open(source, options: _Options, notes: Notes) -> Stored:
     if path.suffix == ".npy": return Stored(as_nchw(open_numpy(path), options.axes, options.channels, name=path.name))
     if path.suffix.lower() in VENDORS: return _read_vendor(path, options, notes)
     if is_image(path): return _from_files([path], [path.name], None, options, notes)
-    raise ValueError(f"source: {path.name} came; expected a folder, an image ({', '.join(ENDINGS)}), an .npz or .npy file, or a zarr store")
+    raise ValueError(
+        f"source: {path.name} came; expected a folder, an image ({', '.join(ENDINGS)}), an .npz or .npy file, or a zarr"
+        " store"
+    )
 
 
 def _listed(files: list[Path], options: _Options, notes: Notes) -> Stored:
@@ -199,9 +234,23 @@ def _listed(files: list[Path], options: _Options, notes: Notes) -> Stored:
     return _from_files(files, [f.resolve().relative_to(top).as_posix() for f in files], None, options, notes)
 
 # %% ../../nbs/data/readers.ipynb #b0e47379
-def load_images(source, axes: str | None = None, *, channels=None, pixel_size=None, metadata=None, key: str | None = None,
-                label_column: str | None = None, group_column=None, size=None, fit: str = "pad", nested: bool = False,
-                scene=None, level: int = 0, depth: str | None = None) -> ImageSet:
+def load_images(
+    source,
+    axes: str | None = None,
+    *,
+    channels=None,
+    pixel_size=None,
+    metadata=None,
+    key: str | None = None,
+    label_column: str | None = None,
+    group_column=None,
+    size=None,
+    fit: str = "pad",
+    nested: bool = False,
+    scene=None,
+    level: int = 0,
+    depth: str | None = None,
+) -> ImageSet:
     """Read images from a folder, a file, a list of files, a store, or an array.
 
     Parameters
@@ -209,7 +258,8 @@ def load_images(source, axes: str | None = None, *, channels=None, pixel_size=No
     source : path, address, pattern, list of paths, or array
         See the table above.
     axes : str, default None
-        Letters such as "NYXC"; the file's own metadata are used if this is None, then a guess where only one is possible.
+        Letters such as "NYXC"; the file's own metadata are used if this is None, then a guess where only one is
+        possible.
     channels : int or list of str, default None
         Names of the channels, or their number; needed for more than 8.
     pixel_size : float or tuple, default None
@@ -219,7 +269,8 @@ def load_images(source, axes: str | None = None, *, channels=None, pixel_size=No
     key : str, default None
         The column of `metadata` that names the images; found if None; "row order" joins by the order of rows.
     label_column, group_column : str or list of str, default None
-        Its columns that hold labels and groups; `label` (or class) and `group` if they are there. Several group columns are
+        Its columns that hold labels and groups; `label` (or class) and `group` if they are there. Several group columns
+        are
         joined by `_`.
     size, fit : default None, "pad"
         Pixels to which crops of different sizes are brought, by "pad", "crop" or "resize"; see `fit_sizes`.
@@ -251,28 +302,44 @@ def load_images(source, axes: str | None = None, *, channels=None, pixel_size=No
         argument = f"metadata ({metadata.name}, found with the source)"
     stored = _open(source, options, notes)
     images = stored.images
-    if images.dtype.kind not in "uifb": raise ValueError(f"source: dtype {images.dtype} came; expected numbers")
+    if images.dtype.kind not in "uifb":
+        raise ValueError(f"source: dtype {images.dtype} came; expected numbers")
     if size is not None and stored.files is None and images.shape[2:] != (size,) * (images.ndim - 2):
         images, scale = fit_sizes(list(images), size, fit, [f"image {i}" for i in range(len(images))], notes)
-        if scale[0] != 1 and stored.pixel_size is not None: stored.pixel_size = tuple(np.ravel(stored.pixel_size) / scale[0])
+        if scale[0] != 1 and stored.pixel_size is not None:
+            stored.pixel_size = tuple(np.ravel(stored.pixel_size) / scale[0])
     names = stored.channels if stored.channels is not None and len(stored.channels) == images.shape[1] else None
     check_channels(images.shape, names if channels is None else channels, "source")
-    table = None if metadata is None else _joined(read_table(metadata, notes, argument), stored, len(images), key, notes, argument)
+    table = (
+        None
+        if metadata is None
+        else _joined(read_table(metadata, notes, argument), stored, len(images), key, notes, argument)
+    )
     labels, classes, groups = stored.labels, stored.classes, stored.groups
     if table is not None:
         labels, classes = _labels(table, label_column, labels, classes, notes, argument)
         found = pick_column(table, None, GROUP_WORDS, "group_column") if group_column is None else group_column
-        if found is not None and (group_column or groups is None): groups = grouped(table, found)
+        if found is not None and (group_column or groups is None):
+            groups = grouped(table, found)
     elif label_column or group_column:
         own = stored.table
         if own is None:
             which = "label_column" if label_column else "group_column"
             raise ValueError(f"{which}: a column name came without a table; expected metadata= as well")
-        if label_column: labels, classes = as_strings(own[pick_column(own, label_column, (), "label_column")]), None
-        if group_column: groups = grouped(own, group_column)
-    return ImageSet(images, labels, classes, groups, _whole_table(table, stored), notes=list(notes),
-                    pixel_size=stored.pixel_size if pixel_size is None else pixel_size,
-                    channels=channels if isinstance(channels, (list, tuple)) else names)
+        if label_column:
+            labels, classes = as_strings(own[pick_column(own, label_column, (), "label_column")]), None
+        if group_column:
+            groups = grouped(own, group_column)
+    return ImageSet(
+        images,
+        labels,
+        classes,
+        groups,
+        _whole_table(table, stored),
+        notes=list(notes),
+        pixel_size=stored.pixel_size if pixel_size is None else pixel_size,
+        channels=channels if isinstance(channels, (list, tuple)) else names,
+    )
 
 
 def _labels(table, label_column, labels, classes, notes: Notes, argument: str):
@@ -282,24 +349,40 @@ def _labels(table, label_column, labels, classes, notes: Notes, argument: str):
     found = as_strings(table[column])
     if label_column is None and labels is not None:
         other = int((found != labels).sum())
-        if other: notes.add(f"{argument}: its column {column} differs from the folder's name for {other} images; the folder's name is the"
-                            f" label ({'label_column='}{column!r} takes the column)")
+        if other:
+            notes.add(
+                f"{argument}: its column {column} differs from the folder's name for {other} images; the folder's name"
+                f" is the label ({'label_column='}{column!r} takes the column)"
+            )
         return labels, classes
     if label_column is None: notes.add(f"{argument}: labels from the column {column}", warn=False)
     return found, None
 
 
 def _joined(table: pd.DataFrame, stored: Stored, n: int, key, notes: Notes, argument: str) -> pd.DataFrame:
-    "A row of the table for each image: by name where the images have names, else by number or, with no other way, by order."
+    """A row of the table for each image: by name where the images have names, else by number or, with no other way, by
+    order.
+    """
     if stored.files is not None:
         files = list(dict.fromkeys(stored.files))
         joined = join_table(table, files, notes, key, argument)
         return joined if len(files) == n else joined.iloc[[files.index(f) for f in stored.files]].reset_index(drop=True)
     if len(table) != n: raise ValueError(f"{argument}: {len(table)} rows came for {n} images; expected one an image")
-    number = next((c for c in table.columns if key in (None, c) and str(c).lower() in ("index", "row", "image", "unnamed: 0", "")
-                   and _is_permutation(table[c], n)), None)
+    number = next(
+        (
+            c
+            for c in table.columns
+            if key in (None, c)
+            and str(c).lower() in ("index", "row", "image", "unnamed: 0", "")
+            and _is_permutation(table[c], n)
+        ),
+        None,
+    )
     if key not in (None, BY_ORDER) and number is None:
-        raise ValueError(f"key: {key!r}; the images of this source have no names; expected a column of their numbers 0 to {n - 1}, or {BY_ORDER!r}")
+        raise ValueError(
+            f"key: {key!r}; the images of this source have no names; expected a column of their numbers 0 to {n - 1},"
+            f" or {BY_ORDER!r}"
+        )
     if number is not None and key != BY_ORDER:
         numbers = table[number].astype(int).to_numpy()
         notes.add(f"{argument}: {n} rows joined by the number in the column {number}", warn=False)
@@ -317,7 +400,8 @@ def _is_permutation(column: pd.Series, n: int) -> bool:
 def _whole_table(table, stored: Stored):
     "The user's table, and beside it what the source says of each image."
     own = stored.table
-    if own is not None and table is not None: return pd.concat([table, own[[c for c in own.columns if c not in table]]], axis=1)
+    if own is not None and table is not None:
+        return pd.concat([table, own[[c for c in own.columns if c not in table]]], axis=1)
     if table is None and stored.files is not None:
         file = pd.DataFrame({"file": stored.files})
         return file if own is None else pd.concat([file, own.drop(columns="file", errors="ignore")], axis=1)

@@ -112,7 +112,8 @@ def check_zarr(path) -> None:
         seen += 1
         if seen > NODES or depth > DEPTH: _refuse(path.name, f"more than {NODES:,} arrays, or {DEPTH} levels")
         try: array = _check_node(folder, name)
-        except (TypeError, AttributeError, KeyError): _refuse(name, "a damaged description")     # a list for a record, …
+        # a list for a record, …
+        except (TypeError, AttributeError, KeyError): _refuse(name, "a damaged description")
         if array: continue
         waiting += [(p, f"{name}/{p.name}", depth + 1) for p in folder.iterdir() if p.is_dir()]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .images import ImageSet
 from .euler import relion_angles, relion_rotations
+from .images import ImageSet
 from .symmetry import find_symmetry  # noqa: F401 (a name of this page)
 from .volumes import class_of, read_volume
 

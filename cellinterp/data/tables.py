@@ -58,7 +58,8 @@ def typed(column: pd.Series, force: bool = False) -> pd.Series:
     cells = column.str.strip()
     empty = cells.isin(_MISSING) if force else cells == ""
     filled = cells[~empty]
-    if len(filled) == len(cells) > 0 and cells.isin(["True", "False", "TRUE", "FALSE"]).all(): return cells.str.lower() == "true"
+    if len(filled) == len(cells) > 0 and cells.isin(["True", "False", "TRUE", "FALSE"]).all():
+        return cells.str.lower() == "true"
     if not len(filled) or not filled.map(lambda v: bool(_NUMBER.fullmatch(v)) and any(c.isdigit() for c in v)).all():
         return column
     return pd.to_numeric(cells.where(~empty, np.nan))
@@ -141,7 +142,9 @@ def read_table(source, notes: Notes | None = None, argument: str = "metadata") -
         if name.endswith((".xlsx", ".xls", ".ods")):
             sheets = pd.read_excel(path, sheet_name=None, dtype=str, keep_default_na=False, na_filter=False)
             if len(sheets) > 1:
-                notes.add(f"{argument}: sheet {next(iter(sheets))} of {path.name} read, {len(sheets) - 1} others skipped")
+                notes.add(
+                    f"{argument}: sheet {next(iter(sheets))} of {path.name} read, {len(sheets) - 1} others skipped"
+                )
             table = next(iter(sheets.values())).astype(str)
         else: table = _read_text(path, notes, argument)
     except Exception as error:                                           # any of the readers' many kinds
@@ -196,7 +199,9 @@ def _called_name(column) -> bool:
 
 
 def _keys(files) -> list[dict]:
-    "For each way to name a file (path, name, stem): from name to the file's place; a name of two files stands for none."
+    """For each way to name a file (path, name, stem): from name to the file's place; a name of two files stands for
+    none.
+    """
     files = [_tidy(f) for f in files]
     ways = [files, [f.rsplit("/", 1)[-1] for f in files]]
     ways += [[os.path.splitext(n)[0] for n in way] for way in ways]
@@ -234,7 +239,9 @@ def _match(values, maps) -> np.ndarray:
         if way == 0 and (places < 0).any():                              # a path from elsewhere that ends like ours
             for i in np.flatnonzero(places < 0):
                 parts = values[i].split("/")
-                places[i] = next((names[t] for t in ("/".join(parts[k:]) for k in range(1, len(parts) - 1)) if t in names), -1)
+                places[i] = next(
+                    (names[t] for t in ("/".join(parts[k:]) for k in range(1, len(parts) - 1)) if t in names), -1
+                )
         if (places >= 0).sum() > (best >= 0).sum(): best = places
         if (best >= 0).all(): break
         if way == 1:                                                     # a path whose folders are not ours
@@ -244,7 +251,9 @@ def _match(values, maps) -> np.ndarray:
     return best
 
 # %% ../../nbs/data/tables.ipynb #44c46de5
-def join_table(table: pd.DataFrame, files, notes: Notes, key: str | None = None, argument: str = "metadata") -> pd.DataFrame:
+def join_table(
+    table: pd.DataFrame, files, notes: Notes, key: str | None = None, argument: str = "metadata"
+) -> pd.DataFrame:
     """A row of the table for each image, in the images' order.
 
     Parameters
@@ -282,25 +291,29 @@ def join_table(table: pd.DataFrame, files, notes: Notes, key: str | None = None,
     column, places = (key, _match(table[key], maps)) if key else _find_key(table, maps)
     if column is None:
         raise ValueError(
-            f"{argument}: {len(table)} rows came for {len(files)} images, and no column names the files ({files[0]}, …);"
-            f" expected a column file with their paths, or key=: a column, or {BY_ORDER!r} if row i belongs to image i in"
-            f" the order of the sorted paths; the columns are {', '.join(table.columns)}"
+            f"{argument}: {len(table)} rows came for {len(files)} images, and no column names the files ({files[0]},"
+            f" …); expected a column file with their paths, or key=: a column, or {BY_ORDER!r} if row i belongs to"
+            f" image i in the order of the sorted paths; the columns are {', '.join(table.columns)}"
         )
     rows = np.full(len(files), -1)
     for row, place in enumerate(places):
-        if place < 0: continue
+        if place < 0:
+            continue
         if rows[place] >= 0:
             raise ValueError(f"{argument}: file {files[place]} has several rows; expected one a file")
         rows[place] = row
     missing = np.flatnonzero(rows < 0)
     if len(missing):
         raise ValueError(
-            f"{argument}: no row for {files[missing[0]]} (and {len(missing) - 1} more); expected one a file, with its path"
-            f" inside the folder in the column {column}"
+            f"{argument}: no row for {files[missing[0]]} (and {len(missing) - 1} more); expected one a file, with its"
+            f" path inside the folder in the column {column}"
         )
     over = int((places < 0).sum())
-    notes.add(f"{argument}: {len(files)} rows joined by the column {column}"
-              + (f"; {over} rows name no image here and are left out" if over else ""), warn=bool(over))
+    notes.add(
+        f"{argument}: {len(files)} rows joined by the column {column}"
+        + (f"; {over} rows name no image here and are left out" if over else ""),
+        warn=bool(over),
+    )
     return table.iloc[rows].reset_index(drop=True).assign(file=files)
 
 
@@ -316,17 +329,22 @@ def _find_key(table: pd.DataFrame, maps):
         return (called[0], np.full(len(table), -1)) if called else (None, None)
     if named: return max(named, key=lambda cp: (cp[1] >= 0).sum())
     column, places = max(found, key=lambda cp: (cp[1] >= 0).sum())
-    whole = len(set(places[places >= 0])) == (places >= 0).sum()         # a class may be called like a file; not all rows
+    # a class may be called like a file; not all rows
+    whole = len(set(places[places >= 0])) == (places >= 0).sum()
     return (column, places) if whole and (places >= 0).mean() > .5 else (None, None)
 
 # %% ../../nbs/data/tables.ipynb #229bd1f4
 def pick_column(table: pd.DataFrame, name: str | None, words: tuple, argument: str) -> str | None:
-    "The column that is asked for, or else one that is called like one of `words`, or None. ValueError for one not there."
+    """The column that is asked for, or else one that is called like one of `words`, or None. ValueError for one not
+    there.
+    """
     if name is not None:
         if name in table: return name
         alike = [c for c in table.columns if c.lower() == str(name).lower()]
         if len(alike) == 1: return alike[0]
-        raise ValueError(f"{argument}: {name!r} came; expected a column of the table: {', '.join(map(str, table.columns))}")
+        raise ValueError(
+            f"{argument}: {name!r} came; expected a column of the table: {', '.join(map(str, table.columns))}"
+        )
     for word in words:
         alike = [c for c in table.columns if bare(c) == word]
         if alike: return alike[0]

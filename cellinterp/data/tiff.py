@@ -59,18 +59,25 @@ def read_ome(xml: str) -> tuple:
 
     import ome_types
     try:
-        root = ElementTree.fromstring(xml.encode("utf-8") if "encoding=" not in xml[:200] else xml.split("?>", 1)[-1].encode("utf-8"))
-        for node in root.iter():                                 # ids that other programs spell as they like; not needed
+        root = ElementTree.fromstring(
+            xml.encode("utf-8") if "encoding=" not in xml[:200] else xml.split("?>", 1)[-1].encode("utf-8")
+        )
+        # ids that other programs spell as they like; not needed
+        for node in root.iter():
             if node.tag.endswith("}UUID"): node.text = "urn:uuid:00000000-0000-0000-0000-000000000000"
         ome = ome_types.from_xml(ElementTree.tostring(root, encoding="unicode"))
     except Exception as error:
-        raise ValueError(f"OME-XML that cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise ValueError(
+            f"OME-XML that cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
     found = []
     for image in ome.images:
         p = image.pixels
         sizes = [(p.physical_size_z, p.physical_size_z_unit), (p.physical_size_y, p.physical_size_y_unit),
                  (p.physical_size_x, p.physical_size_x_unit)]
-        spacing = tuple(None if v is None else float(v) * (microns(getattr(u, "value", u)) or math.nan) for v, u in sizes)
+        spacing = tuple(
+            None if v is None else float(v) * (microns(getattr(u, "value", u)) or math.nan) for v, u in sizes
+        )
         names = [c.name or "" for c in p.channels]
         files = [b.uuid.file_name for b in p.tiff_data_blocks if b.uuid is not None and b.uuid.file_name]
         found.append(OmeImage(image.name or "", spacing, names if any(names) else None, list(dict.fromkeys(files))))
@@ -114,20 +121,27 @@ def _meaning(array: np.ndarray, page, axes: str, notes: Notes) -> tuple[np.ndarr
     if photometric == "PALETTE" and page.colormap is not None:
         notes.add("palette: its colours are read, not its numbers", warn=False)
         array = apply_palette(array, np.asarray(page.colormap).T)
-        if array.ndim > len(axes): axes += "S"
+        if array.ndim > len(axes):
+            axes += "S"
     elif photometric == "MINISWHITE":
-        if array.dtype.kind != "u": raise ValueError(f"white is zero, with numbers of the kind {array.dtype}; convert it")
+        if array.dtype.kind != "u":
+            raise ValueError(f"white is zero, with numbers of the kind {array.dtype}; convert it")
         bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * array.dtype.itemsize
         full = np.iinfo(array.dtype).max if bits in (1, 8 * array.dtype.itemsize) else 2**bits - 1
         notes.add("white is zero: inverted, so that bright is large", warn=False)
         array = full - array
     elif photometric == "SEPARATED" and "S" in axes:
-        if array.shape[axes.index("S")] != 4: raise ValueError(f"{array.shape[axes.index('S')]} inks came; expected CMYK")
+        if array.shape[axes.index("S")] != 4:
+            raise ValueError(f"{array.shape[axes.index('S')]} inks came; expected CMYK")
         notes.add("CMYK converted to red, green and blue", warn=False)
         array = np.moveaxis(from_cmyk(np.moveaxis(array, axes.index("S"), -1)), -1, axes.index("S"))
-    elif photometric in ("CIELAB", "ICCLAB", "ITULAB") or (photometric == "YCBCR" and page.compression not in (6, 7, 34712, 33003, 33005)):
+    elif photometric in ("CIELAB", "ICCLAB", "ITULAB") or (
+        photometric == "YCBCR" and page.compression not in (6, 7, 34712, 33003, 33005)
+    ):
         raise ValueError(f"colours of the kind {photometric}; expected grey, RGB, CMYK or a palette: save it as RGB")
-    extra = sum(int(e) in (1, 2) for e in page.extrasamples) if photometric in ("RGB", "MINISBLACK", "MINISWHITE") else 0
+    extra = (
+        sum(int(e) in (1, 2) for e in page.extrasamples) if photometric in ("RGB", "MINISBLACK", "MINISWHITE") else 0
+    )
     if extra and "S" in axes and array.shape[axes.index("S")] > extra and photometric != "SEPARATED":
         at = axes.index("S")
         notes.add("opacity (alpha) left out: it is no signal", warn=False)
@@ -152,7 +166,8 @@ class Series:
 
 def _choose(series: list, scene, notes: Notes, name: str) -> list:
     "The places of the series to read."
-    def shown(k): return f"{k}{' ' + repr(series[k].name) if series[k].name else ''} {series[k].shape} {series[k].dtype}"
+    def shown(k):
+        return f"{k}{' ' + repr(series[k].name) if series[k].name else ''} {series[k].shape} {series[k].dtype}"
     places = list(range(len(series)))
     if scene is not None:
         chosen = [k for k in places if scene in (k, str(k), series[k].name)]
@@ -165,8 +180,10 @@ def _choose(series: list, scene, notes: Notes, name: str) -> list:
         left = [k for k in places if k not in keep]
         notes.add(f"{name}: {len(left)} reduced pictures left out ({'; '.join(map(shown, left[:3]))})")
     if len({(series[k].shape, series[k].axes) for k in keep}) > 1:
-        raise ValueError(f"{len(keep)} scenes or kinds of pages of different sizes: {'; '.join(map(shown, keep[:6]))}; expected"
-                         " one size, or scene= with the number or name of one")
+        raise ValueError(
+            f"{len(keep)} scenes or kinds of pages of different sizes: {'; '.join(map(shown, keep[:6]))}; expected"
+            " one size, or scene= with the number or name of one"
+        )
     if len(keep) > 1: notes.add(f"{name}: {len(keep)} scenes read, as so many images", warn=False)
     return keep
 
@@ -181,14 +198,18 @@ def ome_companions(path: Path, tif) -> list[str]:
     """
     if not tif.is_ome or not tif.ome_metadata: return []
     if "BinaryOnly" in tif.ome_metadata:
-        raise ValueError("its metadata lie in a companion file (BinaryOnly); expected OME-TIFF with its own: convert it, e.g. by"
-                         " bfconvert, or read the companion with bioio")
+        raise ValueError(
+            "its metadata lie in a companion file (BinaryOnly); expected OME-TIFF with its own: convert it, e.g. by"
+            " bfconvert, or read the companion with bioio"
+        )
     files = list(dict.fromkeys(f for image in _ome(tif) for f in image.files))
     if len(files) < 2 and (not files or files[0] == path.name or not (path.parent / files[0]).exists()): return []
     missing = [f for f in files if not (path.parent / f).exists()]
     if missing and len(files) > 1:
-        raise ValueError(f"one of {len(files)} files of an acquisition, {len(missing)} of which are not beside it ({missing[0]}, …);"
-                         " expected all of them: their planes would be black")
+        raise ValueError(
+            f"one of {len(files)} files of an acquisition, {len(missing)} of which are not beside it ({missing[0]}, …);"
+            " expected all of them: their planes would be black"
+        )
     return files
 
 
@@ -255,14 +276,22 @@ def read_tiff(path, axes: str | None = None, scene=None, notes: Notes | None = N
         series, out = list(tif.series), []
         for k in _choose(series, scene, notes, path.name):
             one = series[k]
-            if len(one.levels) > 1: notes.add(f"{path.name}: the first of {len(one.levels)} levels of a pyramid is read", warn=False)
+            if len(one.levels) > 1:
+                notes.add(f"{path.name}: the first of {len(one.levels)} levels of a pyramid is read", warn=False)
             array, own = _meaning(one.asarray(), one.keyframe, one.axes, notes)
             spacing, names, name = _said(tif, k, len(series), notes, path.name)
             array, own = _named_axes(array, own, axes)
             depth = 3 if "Z" in own.translate(AXIS_ALIAS) else 2
             n_channels = dict(zip(own.translate(AXIS_ALIAS), array.shape)).get("C", 1)
-            out.append(Series(array, own, whole_spacing(spacing, depth, path.name, notes),
-                              names if names is not None and len(names) == n_channels else None, name or one.name or ""))
+            out.append(
+                Series(
+                    array,
+                    own,
+                    whole_spacing(spacing, depth, path.name, notes),
+                    names if names is not None and len(names) == n_channels else None,
+                    name or one.name or "",
+                )
+            )
     return out, companions
 
 
@@ -290,7 +319,9 @@ def _named_axes(array: np.ndarray, own: str, axes: str | None) -> tuple[np.ndarr
         if n <= MAX_CHANNELS:
             rest = own.replace(own[unknown[0]], "").replace("S", "C")
             choices = [f'axes="N{rest}" reads {n} images'] + [f'"C{rest}" {n} channels'] * ("C" not in rest)
-            raise ValueError(f"{n} pages without names, in an array {array.shape}; expected axes=: {', '.join(choices)}")
+            raise ValueError(
+                f"{n} pages without names, in an array {array.shape}; expected axes=: {', '.join(choices)}"
+            )
         own = own.replace(own[unknown[0]], "N")
     if "C" in own and "S" in own:
         if array.shape[own.index("S")] != 1 and array.shape[own.index("C")] != 1:

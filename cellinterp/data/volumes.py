@@ -36,14 +36,17 @@ def _pick(names: list[str]) -> str:
 def _ngff_volume(path: Path, cubes: bool) -> tuple[np.ndarray, float | None]:
     "The full level of an OME-Zarr volume, with its voxels in Å where they are cubes."
     found = open_ngff(path)
-    if len(found) > 1: raise ValueError(f"{len(found)} images of OME-Zarr; expected one volume: load_images(…, scene=) reads one")
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} images of OME-Zarr; expected one volume: load_images(…, scene=) reads one")
     one = found[0]
     array = np.squeeze(one.read().array)
     if array.ndim != 3: raise ValueError(f"the axes {one.axes} of {one.array.shape}; expected one volume (z, y, x)")
     if one.spacing is None or not cubes: return array, None
     if np.ptp(one.spacing) > 1e-3 * max(one.spacing):
-        raise ValueError(f"voxels of {' x '.join(f'{s * 1e4:g}' for s in one.spacing)} Å (z, y, x); expected cubes: load_images reads it"
-                         " with its sizes, and data.images.resample makes cubes of them")
+        raise ValueError(
+            f"voxels of {' x '.join(f'{s * 1e4:g}' for s in one.spacing)} Å (z, y, x); expected cubes: load_images"
+            " reads it with its sizes, and data.images.resample makes cubes of them"
+        )
     return array, float(np.mean(one.spacing)) * 1e4
 
 

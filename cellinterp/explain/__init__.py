@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "concepts": ["selectivity_map", "atom_map", "extremes", "plot_extremes", "feature_cards"],
         "affinity": [
             "class_colours",
-            "embed",
             "embedding_map",
             "factor_traversals",
             "interactive_map",

@@ -5,7 +5,6 @@ from .concepts import extremes as extremes
 from .concepts import plot_extremes as plot_extremes
 from .concepts import feature_cards as feature_cards
 from .affinity import class_colours as class_colours
-from .affinity import embed as embed
 from .affinity import embedding_map as embedding_map
 from .affinity import factor_traversals as factor_traversals
 from .affinity import interactive_map as interactive_map

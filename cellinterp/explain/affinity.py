@@ -95,7 +95,13 @@ def embedding_map(xy, labels, unseen=(), *, colours=None, title=""):
             if name in unseen
             else dict(marker="o", s=11, linewidth=0, alpha=0.6)
         )
-        ax.scatter(p[:, 0], p[:, 1], color=colours[name], label=to_mathtext(f"{name} (unseen)" if name in unseen else name), **style)
+        ax.scatter(
+            p[:, 0],
+            p[:, 1],
+            color=colours[name],
+            label=to_mathtext(f"{name} (unseen)" if name in unseen else name),
+            **style,
+        )
         ax.text(
             *np.median(p, axis=0),
             to_mathtext(name),
@@ -178,7 +184,8 @@ def _grid(rows, row_names=(), column_names=(), size: float = .8, scale: str = "a
             axes[r, k].set(xticks=[], yticks=[])
             axes[r, k].spines[:].set_visible(False)
             if r == 0 and k < len(column_names): axes[r, k].set_title(to_mathtext(column_names[k]), fontsize=7)
-        if r < len(row_names): axes[r, 0].set_ylabel(to_mathtext(row_names[r]), rotation=0, ha="right", va="center", fontsize=8)
+        if r < len(row_names):
+            axes[r, 0].set_ylabel(to_mathtext(row_names[r]), rotation=0, ha="right", va="center", fontsize=8)
     figure.subplots_adjust(
         left=width / figure.get_figwidth(), right=0.995, bottom=0.02, top=1 - 0.28 / figure.get_figheight()
     )

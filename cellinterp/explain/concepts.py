@@ -37,7 +37,11 @@ def selectivity_map(scores: Selectivity, max_features=40, fdr=0.05, names=None, 
         f, k = np.nonzero((scores.q[:, rows] <= fdr).T)
         ax.plot(k, f, "k.", ms=3)
     ax.set_xticks(
-        range(K), [f"{to_mathtext(l)} ({g})" for l, g in zip(scores.labels, scores.n_groups)], rotation=40, ha="right", fontsize=7
+        range(K),
+        [f"{to_mathtext(l)} ({g})" for l, g in zip(scores.labels, scores.n_groups)],
+        rotation=40,
+        ha="right",
+        fontsize=7,
     )
     ax.set_yticks(range(F), [str(m) if names is None else f"{m}  {to_mathtext(names[m])}" for m in rows], fontsize=6)
     ax.set(ylabel="feature")
@@ -140,8 +144,8 @@ def _histogram(z, own, bins=36):
     tall, w = max(1, (counts[0] + counts[1]).max()), 330 / bins
     def rect(i, y, h, c):
         return (
-            f'<rect x="{i * w:.1f}" y="{40 - 38 * (y + h) / tall:.1f}" width="{w - .6:.1f}" height="{38 * h / tall:.1f}"'
-            f' fill="var(--{c})"/>'
+            f'<rect x="{i * w:.1f}" y="{40 - 38 * (y + h) / tall:.1f}" width="{w - .6:.1f}"'
+            f' height="{38 * h / tall:.1f}" fill="var(--{c})"/>'
             if h
             else ""
         )

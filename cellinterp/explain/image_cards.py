@@ -113,7 +113,9 @@ def _card_facts(row, codes, m, kind, kind_name, along):
     if kind is not None:
         r = feature_recall(codes[:, m], kind)
         text = f"recall {r['recall']:.1%} [{r['recall_low']:.1%}, {r['recall_high']:.1%}], false positives "
-        text += f"{r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC {r['auroc']:.2f}"
+        text += (
+            f"{r['false_positive_rate']:.1%}; Mann–Whitney U = {r['u']:.0f}, p = {r['p']:.2g}, AUROC {r['auroc']:.2f}"
+        )
         facts.append((kind_name, text))
     if along is not None:
         best = along.iloc[m].dropna()
@@ -135,8 +137,25 @@ def _card_pictures(rgb, codes, m, rows, heat, labels):
     return [{"heading": heading, "pictures": crops, "table": []}, {"heading": "", "pictures": heats, "table": []}]
 
 # %% ../../nbs/explain/image_cards.ipynb #c4a7d004
-def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, kind_name="controls", measures=None,
-                  groups=None, names=None, features=None, max_features=24, n=8, title="Concepts", attribution="") -> Path:
+def concept_cards(
+    path,
+    images,
+    codes,
+    scores,
+    heat,
+    *,
+    labels=None,
+    kind=None,
+    kind_name="controls",
+    measures=None,
+    groups=None,
+    names=None,
+    features=None,
+    max_features=24,
+    n=8,
+    title="Concepts",
+    attribution="",
+) -> Path:
     """Write one self-contained HTML page with a card for each feature.
 
     Parameters
@@ -176,10 +195,13 @@ def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, 
         Where the numbers of rows or features differ.
     """
     from cellinterp.data.images import to_rgb
+
     Z = np.asarray(codes.toarray() if hasattr(codes, "toarray") else codes, dtype=float)
     images, table = np.asarray(images), scores.features()
-    if len(images) != len(Z): raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes; expected as many")
-    if len(table) != Z.shape[1]: raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
+    if len(images) != len(Z):
+        raise ValueError(f"images: {len(images)} came for {len(Z)} rows of codes; expected as many")
+    if len(table) != Z.shape[1]:
+        raise ValueError(f"scores: {len(table)} features came, the codes have {Z.shape[1]}")
     if features is None:
         features = np.argsort(-np.nan_to_num(table.average.to_numpy(), nan=-1), kind="stable")[:max_features]
     along = None if measures is None else correlates(Z, measures)
@@ -190,7 +212,11 @@ def concept_cards(path, images, codes, scores, heat, *, labels=None, kind=None, 
         name = f"feature {m}" if names is None else str(names[m])
         note = f"active on {(Z[:, m] != 0).mean():.1%} of {len(Z):,} cells"
         cards.append({"number": m, "name": name, "note": note, "lines": [], "drawing": "", "rows": [*pictures, facts]})
-    about = f"{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the feature is "
+    about = (
+        f"{len(cards)} of {Z.shape[1]} features. Above: the crops with the largest codes; below: where the feature is "
+    )
     about += f"found in them (red), and where its opposite is (blue), one scale a card. {attribution}"
-    page = render("cards.html", styles=["cards.css"], scripts=["cards.js"], title=title, about=about, cards=cards, wide=True)
+    page = render(
+        "cards.html", styles=["cards.css"], scripts=["cards.js"], title=title, about=about, cards=cards, wide=True
+    )
     return write_page(path, page)

@@ -47,14 +47,23 @@ def look(cells: ImageSet, out, name: str = "images") -> Path:
     rows = "".join(f"<tr><th>{to_html(k)}</th><td>{to_html(v)}</td></tr>" for k, v in image_facts(cells).items())
     body = f'<h2 id="facts">What was read</h2><table>{rows}</table>'
     said = "".join(f"<li>{to_html(line)}</li>" for line in cells.notes)
-    body += f'<h2 id="notes">What the reader said</h2>{f"<ul>{said}</ul>" if said else "<p>Nothing was guessed, left out or converted.</p>"}'
+    body += (
+        '<h2 id="notes">What the reader'
+        f' said</h2>{f"<ul>{said}</ul>" if said else "<p>Nothing was guessed, left out or converted.</p>"}'
+    )
     if len(cells): body += '<h2 id="sheet">How it looks</h2>' + _picture(cells, "a row a class, random images")
     odd = odd_images(cells)
     for kind in odd.columns:
         rows = np.flatnonzero(odd[kind])
         if not len(rows): continue
-        names = [str(r) if cells.metadata is None or "file" not in cells.metadata else str(cells.metadata.file[r]) for r in rows[:20]]
-        body += f'<h2 id="{kind}">Odd: {kind} ({len(rows)})</h2><p>{to_html(", ".join(names))}{" …" if len(rows) > 20 else ""}</p>'
+        names = [
+            str(r) if cells.metadata is None or "file" not in cells.metadata else str(cells.metadata.file[r])
+            for r in rows[:20]
+        ]
+        body += (
+            f'<h2 id="{kind}">Odd: {kind}'
+            f' ({len(rows)})</h2><p>{to_html(", ".join(names))}{" …" if len(rows) > 20 else ""}</p>'
+        )
         body += _picture(cells.subset(rows), f"images that are odd: {kind}")
     out.parent.mkdir(parents=True, exist_ok=True)
     return write_page(out, page_html(f"A look at {name}", body, subtitle="Before anything is trained"))

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "affinity": ["AffinityVAE", "affinity_loss", "annealing"],
         "affinity_matrices": ["affinity_map", "affinity_matrix", "check_affinity", "read_affinity"],
-        "affinity_metrics": ["KnownRegions", "affinity_report", "evaluate", "pose_table", "rejection_curve"],
+        "affinity_metrics": ["KnownRegions", "affinity_report", "pose_table", "rejection_curve"],
         "metrics": [
             "active",
             "beta_vae_score",
@@ -35,7 +35,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "naming": ["describe_factors", "traversal_names", "turning_pairs", "pair_norms"],
         "drawing": ["AlignedFrame", "ImageFrame"],
         "network": ["Head"],
-        "objectives": ["Beta", "BetaTC", "Capacity", "DIP", "FactorTC", "OBJECTIVES", "kl_per_factor", "total_correlation"],
+        "objectives": [
+            "Beta",
+            "BetaTC",
+            "Capacity",
+            "DIP",
+            "FactorTC",
+            "OBJECTIVES",
+            "kl_per_factor",
+            "total_correlation",
+        ],
         "pose": ["geodesic_angle", "point_group", "pose_error", "random_rotations", "rotation_from_6d"],
         "splats": ["SplatDecoder", "render_splats"],
         "vae": ["VAE"],

@@ -8,7 +8,6 @@ from .affinity_matrices import check_affinity as check_affinity
 from .affinity_matrices import read_affinity as read_affinity
 from .affinity_metrics import KnownRegions as KnownRegions
 from .affinity_metrics import affinity_report as affinity_report
-from .affinity_metrics import evaluate as evaluate
 from .affinity_metrics import pose_table as pose_table
 from .affinity_metrics import rejection_curve as rejection_curve
 from .metrics import active as active

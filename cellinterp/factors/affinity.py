@@ -14,10 +14,10 @@ from torch import nn
 
 from ..data.images import check_images, check_labels
 from .affinity_matrices import check_affinity
+from .autoencoder import ImageAutoencoder
 from .objectives import kl_per_factor
 from .pose import rotation_from_6d
 from .splats import SplatDecoder
-from .autoencoder import ImageAutoencoder
 from ..training.augment import random_turns, turned
 from ..training.images import pad_to
 

@@ -243,6 +243,8 @@ def objective_of(objective) -> Objective:
     "The objective of that name with its usual constants, or the one given, checked. Raises ValueError for others."
     if isinstance(objective, str) and objective in OBJECTIVES: return OBJECTIVES[objective]
     if not isinstance(objective, Objective):
-        raise ValueError(f"objective: {objective!r}; expected one of {', '.join(map(repr, OBJECTIVES))}, or an Objective")
+        raise ValueError(
+            f"objective: {objective!r}; expected one of {', '.join(map(repr, OBJECTIVES))}, or an Objective"
+        )
     objective.check()
     return objective

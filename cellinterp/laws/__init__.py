@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "symbolic": ["SymbolicClassifier", "SymbolicRegressor"],
     "sympy_form": ["to_latex", "to_sympy"],
     "tables": [
-        "factor_table", "form_table", "latex_table", "law_table", "pairs_table", "ratio_interval", "stability",
+        "factor_table", "form_table", "latex_table", "law_table", "pairs_table", "ratio_interval",
     ],
     "text": ["complexity", "parse", "tidy_names", "to_text"],
 })

@@ -19,7 +19,6 @@ from .tables import latex_table as latex_table
 from .tables import law_table as law_table
 from .tables import pairs_table as pairs_table
 from .tables import ratio_interval as ratio_interval
-from .tables import stability as stability
 from .text import complexity as complexity
 from .text import parse as parse
 from .text import tidy_names as tidy_names

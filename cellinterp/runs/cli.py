@@ -336,17 +336,26 @@ def main():
 @app.command()
 @_one_sentence
 def look(
-    source: Annotated[str, typer.Argument(help="Images: a folder, file, pattern or zarr store, or the name of a public set.")],
+    source: Annotated[
+        str, typer.Argument(help="Images: a folder, file, pattern or zarr store, or the name of a public set.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="Page to write.")] = "look.html",
-    groups: Annotated[Optional[str], typer.Option("--groups", help="Columns of the table that are groups, with commas.")] = None,
+    groups: Annotated[
+        Optional[str], typer.Option("--groups", help="Columns of the table that are groups, with commas.")
+    ] = None,
     axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the axes, such as CYX.")] = None,
-    size: Annotated[Optional[int], typer.Option("--size", help="Bring crops of different sizes to so many pixels.")] = None,
+    size: Annotated[
+        Optional[int], typer.Option("--size", help="Bring crops of different sizes to so many pixels.")
+    ] = None,
     fit: Annotated[str, typer.Option("--fit", help="How: pad, crop or resize.")] = "pad",
-    metadata: Annotated[Optional[str], typer.Option("--metadata", metavar="TABLE", help="What is known of the images.")] = None,
+    metadata: Annotated[
+        Optional[str], typer.Option("--metadata", metavar="TABLE", help="What is known of the images.")
+    ] = None,
 ):
     "One page before any training: what was read, what is odd, and how it looks."
     from cellinterp.data.public import load_data
     from cellinterp.explain.look import look as write
+
     reading = {k: v for k, v in dict(axes=axes, size=size, fit=fit, metadata=metadata).items() if v is not None}
     cells = load_data(source, groups=groups, reading=reading)
     print(cells)
@@ -361,11 +370,16 @@ def crops(
     out: Annotated[str, typer.Option("--out", "-o", help="Zarr store to write.")],
     size: Annotated[int, typer.Option("--size", help="Edge of the crops in pixels.")] = 64,
     axes: Annotated[Optional[str], typer.Option("--axes", help="Order of the fields' axes, such as CYX.")] = None,
-    pixel_size: Annotated[Optional[float], typer.Option("--pixel-size", help="Micrometres a pixel; else the files' own.")] = None,
-    pattern: Annotated[Optional[str], typer.Option("--pattern", help="Regular expression of plate, well, field in a name.")] = None,
+    pixel_size: Annotated[
+        Optional[float], typer.Option("--pixel-size", help="Micrometres a pixel; else the files' own.")
+    ] = None,
+    pattern: Annotated[
+        Optional[str], typer.Option("--pattern", help="Regular expression of plate, well, field in a name.")
+    ] = None,
     edges: Annotated[bool, typer.Option(help="Keep objects that touch the edge of their field.")] = True,
 ):
     "Cut every object of every field into one store that the other commands read."
     from cellinterp.data.crops import write_crops
+
     n = write_crops(images, masks, out, size, axes=axes, pixel_size=pixel_size, pattern=pattern, edges=edges)
     print(f"{n} crops: {out}")

@@ -80,7 +80,8 @@ def _identity(images, taken):
     if images.groups is not None: known["group"] = np.asarray(images.groups)
     given = {} if images.metadata is None else {str(c): images.metadata[c] for c in images.metadata.columns}
     for name, column in given.items():
-        if name in known and np.array_equal(as_strings(column), as_strings(known[name])): continue        # the same, twice
+        # the same, twice
+        if name in known and np.array_equal(as_strings(column), as_strings(known[name])): continue
         own = name
         while own in known or own in taken or (own != name and own in given): own += "_given"
         known[own] = _one_kind(column)
@@ -95,7 +96,8 @@ def _one_kind(column):
 
 
 def _check_range(encoder, images) -> None:
-    """Pixels of another kind than in training (0 … 1 for 0 … 255) are refused; a range that differs by more than half is
+    """Pixels of another kind than in training (0 … 1 for 0 … 255) are refused; a range that differs by more than half
+    is
     said, once: what is dim or bright for the model is another thing then.
     """
     low, high = getattr(encoder, "image_low_", None), getattr(encoder, "image_high_", None)
@@ -187,4 +189,6 @@ def _load(data, model, classes, n, seed, axes, metadata):
     from cellinterp.data.public import load_data
     shape = getattr(model.steps[0][1], "image_shape_", None) if getattr(model, "steps", None) else None
     reading = {k: v for k, v in dict(axes=axes, metadata=metadata).items() if v is not None}
-    return load_data(data, classes=classes, n=n, seed=seed, reading=reading, **({"size": int(shape[-1])} if shape else {}))
+    return load_data(
+        data, classes=classes, n=n, seed=seed, reading=reading, **({"size": int(shape[-1])} if shape else {})
+    )

@@ -205,10 +205,10 @@ def numbers_html(run: dict) -> str:
 
     rows = "".join(row(*item) for item in {**metrics, **facts}.items())
     return (
-        '<section><h2 id="how-to-read">How to read this report</h2><p>Scores are of cells that were set aside before '
-        "anything was trained; whole groups (wells, plates, patients) are set aside together where data name them. "
-        "<em>Balanced accuracy</em> is the mean of the shares of each class that are recognised; "
-        "<code>…_sd</code> is its spread over the folds. A law is simple given its factors: to trust it, look at "
-        "what the factors draw.</p></section>"
-        f'<section><h2 id="numbers">Numbers</h2><div class="scroll"><table><tbody>{rows}</tbody></table></div></section>'
+        '<section><h2 id="how-to-read">How to read this report</h2><p>Scores are of cells that were set aside before'
+        " anything was trained; whole groups (wells, plates, patients) are set aside together where data name them."
+        " <em>Balanced accuracy</em> is the mean of the shares of each class that are recognised; <code>…_sd</code> is"
+        " its spread over the folds. A law is simple given its factors: to trust it, look at what the factors"
+        ' draw.</p></section><section><h2 id="numbers">Numbers</h2><div'
+        f' class="scroll"><table><tbody>{rows}</tbody></table></div></section>'
     )

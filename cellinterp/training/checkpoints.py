@@ -105,6 +105,6 @@ def check_identity(path, found: dict, wanted: dict):
     other = [f"{k} ({found.get(k)!r}; here {v!r})" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} belongs to another run, of another {', '.join(other)}: choose an empty folder, or"
-            " delete it to start anew"
+            f"checkpoint {str(path)!r} belongs to another run, of another {', '.join(other)}: choose an empty folder,"
+            " or delete it to start anew"
         )

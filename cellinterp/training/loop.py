@@ -330,7 +330,16 @@ def train(
         raise ValueError(f"schedule: {schedule!r}; expected 'constant' or 'onecycle'")
     acc, seed = accelerator(device, precision), as_seed(random_state)
     settings = Settings(
-        max_steps, learning_rate, weight_decay, schedule, cycle, checkpoint_every, validate, validate_every, patience, desc
+        max_steps,
+        learning_rate,
+        weight_decay,
+        schedule,
+        cycle,
+        checkpoint_every,
+        validate,
+        validate_every,
+        patience,
+        desc,
     )
     path = None if checkpoint is None else Path(checkpoint) / "training.pt"
     same = {"rows": n_rows, "batch_size": batch_size, "learning_rate": learning_rate, **(identity or {})}

@@ -389,8 +389,10 @@ def load(folder, classes=()):
         model = _Reader(arrays, classes).read_estimator(config["model"])
         # the last thing, so that what can be said more precisely is said before; older models have none
         if config.get("checksum", None) not in (None, _checksum(config, tensors)):
-            raise SaveError(f"{CONFIG} or {TENSORS} was changed after it was saved (the checksum does not fit): put back a"
-                            " whole copy, or fit the model again")
+            raise SaveError(
+                f"{CONFIG} or {TENSORS} was changed after it was saved (the checksum does not fit): put back a"
+                " whole copy, or fit the model again"
+            )
         return model
     except SaveError as error: raise SaveError(f"model {str(folder)!r}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, IndexError) as error:
