@@ -472,7 +472,7 @@ def test_the_null_keeps_its_error_rate():
 
 def test_groups_are_exchanged_whole():
     "Every well has its own habit: with cells as units false positives abound, with wells they do not."
-    r, p = np.random.default_rng(2), []
+    r = np.random.default_rng(2)
     well = np.repeat(np.arange(16), 40)
     label = np.where(well < 8, "drug", "DMSO")
     Z = (r.random((640, 60)) < r.beta(1, 4, (16, 60))[well]) * 1.0

@@ -722,14 +722,30 @@ from cellinterp.concepts.dictionary import ICFL
 from cellinterp.concepts.sae import TopKSAE, BatchTopKSAE
 X = np.load(sys.argv[1])
 out = {}
-for name, model in dict(ICFL=ICFL(64, 3, max_steps=120, batch_size=200, random_state=0, device="cpu", reset_cosine=.5), block=ICFL(64, 3, max_steps=12, batch_size=200, update="block", random_state=0, device="cpu"),
-                        TopK=TopKSAE(64, 3, max_steps=60, batch_size=200, random_state=0, device="cpu", dead_after=1000),
-                        BatchTopK=BatchTopKSAE(64, 3, max_steps=20, batch_size=200, device="cpu")).items():
+common = dict(batch_size=200, random_state=0, device="cpu")
+models = dict(
+    ICFL=ICFL(64, 3, max_steps=120, reset_cosine=.5, **common),
+    block=ICFL(64, 3, max_steps=12, update="block", **common),
+    TopK=TopKSAE(64, 3, max_steps=60, dead_after=1000, **common),
+    BatchTopK=BatchTopKSAE(64, 3, max_steps=20, batch_size=200, device="cpu"),
+)
+for name, model in models.items():
     model.fit(X)
     s = model._state
-    out[name] = dict(atoms=model.components_[:, :3].tolist(), gram=float(np.square(model.components_ @ model.components_.T).sum()), bias=model.bias_.tolist(), since=s["since"].tolist(), idle=s["idle"].tolist(),
-                     tallied=float(s["tallied"].sum()), tallies=s["tallies"].sum(0).tolist(), seen=s["seen"], dead=model.dead_fraction_, revived=float(model.history_.get("revived", [0]).sum() if "revived" in model.history_ else 0),
-                     threshold=model.module_.threshold.tolist() if hasattr(model.module_, "threshold") else 0, score=model.score(X))
+    out[name] = dict(
+        atoms=model.components_[:, :3].tolist(),
+        gram=float(np.square(model.components_ @ model.components_.T).sum()),
+        bias=model.bias_.tolist(),
+        since=s["since"].tolist(),
+        idle=s["idle"].tolist(),
+        tallied=float(s["tallied"].sum()),
+        tallies=s["tallies"].sum(0).tolist(),
+        seen=s["seen"],
+        dead=model.dead_fraction_,
+        revived=float(model.history_.revived.sum() if "revived" in model.history_ else 0),
+        threshold=model.module_.threshold.tolist() if hasattr(model.module_, "threshold") else 0,
+        score=model.score(X),
+    )
 rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 json.dump(out, open(f"{sys.argv[2]}/{rank}.json", "w"))
 """

@@ -146,7 +146,6 @@ def read(path): return path.read_text(encoding="utf-8")
 
 
 # ---- the pages
-# -----------------------------------------------------------------------------------------------------------------------------------------
 
 def test_text_page(site):
     page = read(site / "index.html")
@@ -254,7 +253,6 @@ def test_quarto_gets_the_same_notebooks(tmp_path, monkeypatch):
 
 
 # ---- docstrings and text
-# -------------------------------------------------------------------------------------------------------------------------------
 
 def test_docstring_characters_stand_for_themselves():
     lines = [
@@ -320,7 +318,6 @@ def test_no_pandoc_is_one_clear_sentence(monkeypatch):
 
 
 # ---- the README
-# ----------------------------------------------------------------------------------------------------------------------------------------
 
 def test_readme(tmp_path):
     nbs = write_site(tmp_path)
@@ -339,7 +336,6 @@ def test_readme_is_up_to_date():
 
 
 # ---- reports
-# -------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def a_report(tmp_path_factory):
@@ -378,7 +374,6 @@ def test_report_is_one_file(a_report):
 
 
 # ---- in the browser
-# ------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def browser():
@@ -539,7 +534,6 @@ def test_report_opens_by_double_click(browser, a_report):
 
 
 # ---- hostile names, and scripts that came in by another way
-# -------------------------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>document.title='PWNED'</script>",

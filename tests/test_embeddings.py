@@ -298,7 +298,8 @@ def test_bad_models_and_no_network(monkeypatch):
     from huggingface_hub import constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="was not reached"): Embedder("nobody/no-such-model", remote=True).fit()
-    try: import timm
+    try:
+        import timm  # noqa: F401
     except ImportError:
         with pytest.raises(ImportError, match=r"cellinterp\[timm\]"): Embedder("timm:vit_tiny_patch16_224").fit()
 
@@ -400,7 +401,6 @@ def test_a_saved_embedder_whose_weights_changed_is_refused(tmp_path):
 
 
 # stores
-# ---------------------------------------------------------------------------------------------------------------------------------------
 
 def plate(n=50):
     import pandas as pd
@@ -631,7 +631,8 @@ LAUNCHED = """
 import sys, numpy as np, torch, transformers
 from cellinterp.concepts.embeddings import Embedder
 torch.manual_seed(0)
-net = transformers.ViTModel(transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8, num_channels=1))
+sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+net = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8, num_channels=1))
 images = np.random.default_rng(0).integers(0, 255, (45, 1, 16, 16)).astype(np.uint8)
 Embedder(net, device="cpu").embed(images, sys.argv[1], block_size=4, verbose=False)
 """
@@ -668,7 +669,6 @@ def test_two_processes_write_what_one_does(tmp_path):
 
 
 # masked autoencoder
-# ---------------------------------------------------------------------------------------------------------------------------
 
 SMALL = dict(width=16, depth=2, decoder_width=8, heads=2, batch_size=16, random_state=0, device="cpu")
 at = rng.uniform(8, 24, (40, 2, 1, 1))
@@ -814,7 +814,6 @@ def test_mae_bad_input(arguments, images, says):
 
 
 # heat maps
-# ------------------------------------------------------------------------------------------------------------------------------------
 
 def test_heat_maps_against_loops():
     tokens = rng.normal(size=(30, 6, 5)) @ rng.normal(size=(5, 5)) + 2

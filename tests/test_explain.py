@@ -53,7 +53,6 @@ def Z(cells, vae): return vae.transform(cells.images)
 
 
 # one differentiable decision
-# --------------------------------------------------------------------------------------------------------------------------------
 
 def last_steps():
     quick = dict(engine="operon", max_nodes=7, max_evaluations=500, n_edits=10, target="labels", random_state=0)
@@ -88,7 +87,6 @@ def test_the_function_is_the_model_from_pixels(cells, black, vae):
 
 
 # attacks
-# ----------------------------------------------------------------------------------------------------------------------------------------------------
 
 def linear(w, b=0.0): return lambda x: torch.stack([torch.zeros(len(x)), (x * w).flatten(1).sum(1) + b], 1)
 
@@ -179,7 +177,6 @@ def test_attack_curves_refuse():
 
 
 # counterfactuals
-# --------------------------------------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
@@ -259,7 +256,6 @@ def test_drawn_measured_and_judged(cells, vae, Z, black):
 
 
 # peers on our modules, unwrapped
-# ------------------------------------------------------------------------------------------------------------------------------
 
 def test_captum_takes_the_black_box_as_it_is(cells, black):
     captum = pytest.importorskip("captum.attr")

@@ -60,7 +60,7 @@ def test_training_needs_torch_accelerate_numpy_and_scikit_learn_only():
     "Heavy imports are lazy: a GPU machine without the plotting, zarr or papermill packages can train."
     code = """
 import sys
-blocked = ["matplotlib", "seaborn", "zarr", "tifffile", "papermill", "pysr", "pyoperon", "skimage", "nbdev", "pypandoc", "typer", "juliacall"]
+blocked = "matplotlib seaborn zarr tifffile papermill pysr pyoperon skimage nbdev pypandoc typer juliacall".split()
 for name in blocked: sys.modules[name] = None
 import numpy as np
 from cellinterp.factors.vae import VAE

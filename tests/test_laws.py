@@ -520,7 +520,8 @@ class Anything:
     def __str__(self): return "julia"
 stub = types.ModuleType("juliacall")
 stub.Main, stub.convert = Anything(), lambda t, x: x
-stub.AnyValue = type("AnyValue", (), {}); stub.VectorValue = type("VectorValue", (), {}); stub.JuliaError = type("JuliaError", (Exception,), {})
+for name in ("AnyValue", "VectorValue"): setattr(stub, name, type(name, (), {}))
+stub.JuliaError = type("JuliaError", (Exception,), {})
 sys.modules["juliacall"] = stub
 import os, pathlib, tempfile, warnings
 warnings.simplefilter("ignore")
@@ -533,18 +534,24 @@ arguments = pysr_arguments(("+", "-", "*", "/", "square", "exp", "tanh", "sin", 
 model = pysr.PySRRegressor(**arguments)                       # PySR's own constructor takes every argument
 for k, v in arguments.items(): assert model.get_params()[k] == v, k
 Z = np.random.default_rng(0).standard_normal((400, 32)); Z[:, 29] += 1; Z[:, 3] = -1.5 + 0.7 * Z[:, 3]
-theirs = pysr.PySRRegressor.from_file(run_directory=str(folder), binary_operators=["+", "-", "*", "^"], unary_operators=["square", "exp"], n_features_in=32)
+operators = dict(binary_operators=["+", "-", "*", "^"], unary_operators=["square", "exp"])
+theirs = pysr.PySRRegressor.from_file(run_directory=str(folder), n_features_in=32, **operators)
 ours = read_hall_of_fame(folder)
 for i, text in enumerate(ours.equation):
-    np.testing.assert_allclose(SymbolicRegressor.from_hall_of_fame(folder, complexity=int(ours.complexity[i])).predict(Z[:, :30]) , theirs.predict(pd.DataFrame(Z, columns=[f"x{j}" for j in range(32)]), index=i), rtol=1e-5, err_msg=text)
+    law = SymbolicRegressor.from_hall_of_fame(folder, complexity=int(ours.complexity[i]))
+    expected = theirs.predict(pd.DataFrame(Z, columns=[f"x{j}" for j in range(32)]), index=i)
+    np.testing.assert_allclose(law.predict(Z[:, :30]), expected, rtol=1e-5, err_msg=text)
 # the engine, with PySR's fit replaced by a search that has already run: what comes back must be the law
 seen = {}
 def fit(self, X, y, **k):
-    seen.update(self.get_params(), y=y); self.__dict__["equations_"] = theirs.equations_; return self
+    seen.update(self.get_params(), y=y)
+    self.__dict__["equations_"] = theirs.equations_
+    return self
 pysr.PySRRegressor.fit = fit
 y = Z[:, 29] * (Z[:, 17]**2 + Z[:, 21]**2) - np.exp(np.exp(Z[:, 3])) > 0
 law = SymbolicClassifier(engine="auto", target="labels", max_evaluations=500, n_edits=0, random_state=0).fit(Z, y)
-assert law.engine_ == "pysr" and seen["max_evals"] == 500 and seen["deterministic"] and set(np.unique(seen["y"])) == {-1.0, 1.0} and os.environ["PYTHON_JULIAPKG_OFFLINE"] == "yes"
+assert law.engine_ == "pysr" and seen["max_evals"] == 500 and seen["deterministic"]
+assert set(np.unique(seen["y"])) == {-1.0, 1.0} and os.environ["PYTHON_JULIAPKG_OFFLINE"] == "yes"
 assert set(law.used_) == {"z3", "z17", "z21", "z29"} and law.score(Z, y) == 1, law.expressions_
 print("stubbed PySR agrees")
 """

@@ -31,7 +31,6 @@ def vae(cells):
 
 
 # objectives
-# -------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_kl_against_monte_carlo():
     torch.manual_seed(0)
@@ -76,7 +75,6 @@ def test_the_capacity_objective_holds_the_kl(cells, capacity):
 
 
 # VAE
-# ----------------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_vae_contract(cells, vae):
     Z = vae.transform(cells.images)
@@ -233,7 +231,6 @@ def test_a_fitted_model_refuses_other_sizes(cells, vae):
 
 
 # black box
-# ----------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_black_box_learns_and_does_not_see_the_angle(cells):
     two = cells.select(["interphase", "metaphase"])
@@ -271,7 +268,6 @@ def test_the_black_box_goes_on_while_held_out_groups_gain(cells, monkeypatch):
 
 
 # sparse networks
-# ------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_counts_and_clean_against_brute_force():
     "A weight counts if zeroing it can change an output."
@@ -389,7 +385,6 @@ def test_pipeline_end_to_end(cells, tmp_path):
 
 
 # pictures
-# -----------------------------------------------------------------------------------------------------------------------------------------------------
 
 def test_boundary_is_drawn_over_the_two_strongest(cells, vae):
     from sklearn.linear_model import LogisticRegression

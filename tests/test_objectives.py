@@ -170,7 +170,6 @@ def test_sampling_is_checked():
 
 
 # one argument away
-# ------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def cells(): return simulate_nuclei(60, size=32, random_state=0)

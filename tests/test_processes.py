@@ -21,7 +21,8 @@ def train(folder):
     from cellinterp.training.saving import save
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (48, 1, 32, 32)).astype(np.uint8)
-    vae = VAE(3, "beta", widths=(4, 4, 4, 4), hidden=8, max_steps=12, batch_size=16, random_state=0, device="cpu").fit(images)
+    small = dict(widths=(4, 4, 4, 4), hidden=8, max_steps=12, batch_size=16)
+    vae = VAE(3, "beta", **small, random_state=0, device="cpu").fit(images)
     rank = os.environ.get("RANK", "0")
     np.save(f"{folder}/factors-{rank}.npy", vae.transform(images))
     if rank == "0": save(vae, f"{folder}/model")

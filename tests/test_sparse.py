@@ -125,7 +125,6 @@ def test_the_diagram_has_a_line_a_weight_and_a_dot_a_live_neuron(model):
 
 
 # the inner split
-# ---------------------------------------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=40, deadline=None)
 @given(

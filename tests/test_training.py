@@ -217,7 +217,8 @@ import sys, torch
 from torch import nn
 from cellinterp.training.loop import train
 torch.manual_seed(0); module = nn.Linear(3, 1); x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
-train(module, lambda m, rows, t: {"loss": (m(x[rows]) - 1).square().mean()}, 32, max_steps=12, batch_size=8, learning_rate=.05, device="cpu", random_state=0)
+def step(m, rows, t): return {"loss": (m(x[rows]) - 1).square().mean()}
+train(module, step, 32, max_steps=12, batch_size=8, learning_rate=.05, device="cpu", random_state=0)
 import os; torch.save(module.state_dict(), f"{sys.argv[1]}/{os.environ.get('RANK', 'one')}.pt")
 """)
     import os

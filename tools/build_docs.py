@@ -4,11 +4,9 @@
     python tools/build_docs.py --draft    # leave out pages that _quarto.yml lists but nobody has written yet
 
 Both ways start from the same prepared notebooks: hidden cells are dropped, exported code moves behind a "Source" fold
-under the signature and
-docstring of what it defines, asserts move behind "Checks". Pandoc then runs once a page, and only for pages that
-changed. The page itself (layout, style,
-outputs, cross references) comes from cellinterp.runs.report, which also writes the reports. A broken link, an unknown
-citation, a formula that cannot be
+under the signature and docstring of what it defines, asserts move behind "Checks". Pandoc then runs once a page, and
+only for pages that changed. The page itself (layout, style, outputs, cross references) comes from
+cellinterp.runs.report, which also writes the reports. A broken link, an unknown citation, a formula that cannot be
 read, or a listed page that does not exist fails the build.
 """
 import argparse
@@ -42,7 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 # ---- signatures and docstrings as Markdown
-# -------------------------------------------------------------------------------------------------------------
 
 NAMED = {"Parameters", "Other Parameters", "Attributes"}
 TABLES = {"Parameters", "Other Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns"}
@@ -243,7 +240,6 @@ def api_markdown(code: str) -> str:
 
 
 # ---- notebooks, prepared for either engine
-# -------------------------------------------------------------------------------------------------------------
 
 def is_check(cell, code: str) -> bool:
     "Asserts and nothing to look at."
@@ -259,6 +255,12 @@ def is_check(cell, code: str) -> bool:
 def only_imports(code: str) -> bool:
     try: return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
     except SyntaxError: return False
+
+
+def option_text(name: str, value) -> str:
+    "The value of a cell option, as Quarto reads it."
+    if name in {"fig-cap", "code-summary"}: return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def prepare(nb):
@@ -296,11 +298,7 @@ def prepare(nb):
             kept["output"] = False
         if fold:
             kept = {"code-fold": fold[0], "code-summary": fold[1], **kept}
-        head = "".join(
-            f"#| {name}:"
-            f" {json.dumps(value) if name in {'fig-cap', 'code-summary'} else str(value).lower() if isinstance(value, bool) else value}\n"
-            for name, value in kept.items()
-        )
+        head = "".join(f"#| {name}: {option_text(name, value)}\n" for name, value in kept.items())
         cell.source = head + code
         cells.append(cell)
     nb.cells = cells
@@ -322,7 +320,6 @@ def read_config(nbs: Path) -> dict:
 
 
 # ---- the site by pandoc
-# --------------------------------------------------------------------------------------------------------------------------------
 
 def link_names(text: str, names: dict, page: str) -> str:
     "Link `Name` and `function(...)` in the text to their API entries."
@@ -501,7 +498,6 @@ def build_pandoc(nbs: Path, out: Path, pages: list, config: dict, cache: Path, j
 
 
 # ---- the site by Quarto
-# --------------------------------------------------------------------------------------------------------------------------------
 
 def build_quarto(nbs: Path, out: Path, pages: list, work: Path) -> list:
     "Hand the prepared notebooks to Quarto; nothing is executed."
@@ -542,7 +538,6 @@ def build_quarto(nbs: Path, out: Path, pages: list, work: Path) -> list:
 
 
 # ---- the build
-# -----------------------------------------------------------------------------------------------------------------------------------------
 
 def build_site(nbs, out, work=None, engine: str = "auto", draft: bool = False, jobs: int = 2) -> list:
     """Build the docs site and check it.

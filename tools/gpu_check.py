@@ -4,8 +4,7 @@
     python tools/gpu_check.py --device cpu --toy --out gpu_check.json      # the same steps at toy size
 
 Each part is measured by itself and written as soon as it is there: a part that fails leaves its reason, not an empty
-file.
-Rates are taken between a short and a longer fit, so that setting up does not count.
+file. Rates are taken between a short and a longer fit, so that setting up does not count.
 """
 import argparse
 import json

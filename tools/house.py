@@ -1,8 +1,8 @@
 """The rules of the house, measured: python tools/house.py [FOLDER]
 
 Prints one table of style figures of the package and its tests, then every place that breaks a rule.
-`tests/test_house.py` asks
-the same functions. What ruff can keep (120 columns, no `;`, no named lambda, sorted imports) is left to ruff.
+`tests/test_house.py` asks the same functions. What ruff can keep (120 columns, no `;`, no named lambda, sorted imports)
+is left to ruff.
 """
 import ast
 import io

@@ -323,8 +323,8 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
         cannot see.
 
         Returns (row part, null part) with tokens = row + null: projections on the row space and the null space of the
-        layer's weights.
-        Raises ValueError where the decoder is as wide as the encoder, so that nothing is hidden from it.
+        layer's weights. Raises ValueError where the decoder is as wide as the encoder, so that nothing is hidden from
+        it.
         """
         # (decoder_width, width)
         W = self.module_.decoder.decoder_embed.weight.detach().cpu().double().numpy()

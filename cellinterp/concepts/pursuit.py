@@ -133,7 +133,8 @@ def omp(
 @lru_cache(maxsize=1)
 def _compiled():
     "The loop over tokens as machine code, or None where numba is missing."
-    try: from cellinterp.concepts.kernels import pursue
+    try:
+        from cellinterp.concepts.kernels import pursue
     except ImportError: return None
     return pursue
 

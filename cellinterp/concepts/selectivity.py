@@ -113,8 +113,8 @@ class Selectivity:
     fraction : P(active | label). average, maximum : @eq-selectivity. low, high : 95 % interval of `average`,
         bootstrapped by group. p, q : against labels permuted within
     batch, one-sided; q by Benjamini-Hochberg over all features and labels. auroc. labels (K,), n (K,) samples,
-    frequency (M,) fraction of samples with the feature active,
-    information (M,) bits. n_groups (K,) groups a label. Arrays that were not asked for are None.
+    frequency (M,) fraction of samples with the feature active, information (M,) bits. n_groups (K,) groups a label.
+    Arrays that were not asked for are None.
     """
     labels: np.ndarray
     n: np.ndarray
@@ -309,8 +309,8 @@ def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, rando
     held-out groups.
 
     Returns DataFrame (label, fold, feature, train, held_out, maximum). A label needs groups on both sides: with fewer
-    than `n_splits` groups
-    it is held out in as many folds as it has groups. Raises ValueError for a label in one group only.
+    than `n_splits` groups it is held out in as many folds as it has groups. Raises ValueError for a label in one group
+    only.
     """
     A = active(Z, positive)
     names, codes = _labels(labels, A.shape[0])

@@ -499,8 +499,8 @@ def aggregate(X, by, how="mean"):
     Returns
     -------
     For arrays (averages (G, d), DataFrame of the keys and `n`, rows a group); for AnnData an AnnData whose .obs holds
-    the keys, the columns constant within every group, and `n`.
-    Groups come in the order of their first row. Sparse means stay CSR.
+    the keys, the columns constant within every group, and `n`. Groups come in the order of their first row. Sparse
+    means stay CSR.
 
     Raises ValueError for an unknown column or `how`, keys of another length, and missing values in a key.
     """

@@ -86,10 +86,8 @@ def load_profiles(data, controls=None, metadata="Metadata_", features=None, key=
     controls : for a file: "column=value", the rows that are controls; written to .obs["control"]. None leaves it as it
         is.
     metadata : for a table: columns that begin with it, columns of text, and identifiers, places and doses by the
-        conventions
-        of `split_features` go to .obs (the prefix dropped); all others are features. What was taken is said in one line
-        and
-        kept in .uns["notes"].
+        conventions of `split_features` go to .obs (the prefix dropped); all others are features. What was taken is said
+        in one line and kept in .uns["notes"].
     features : for a table: the columns of features, or what their names begin with, where the conventions are not
         meant.
     key : for .h5ad: "raw", or a name in .layers or .obsm that becomes .X; for .h5: the name of the array of features.

@@ -81,8 +81,7 @@ def render_glyphs(
     size : edge in pixels
 
     Returns an ImageSet: images float32 (n, 1, size, size), labels the letters, factors with the column `angle` in
-    degrees.
-    Raises ValueError for repeated or invisible characters, an angle that is upside down, less than one image a
+    degrees. Raises ValueError for repeated or invisible characters, an angle that is upside down, less than one image a
     letter."""
     names = [str(c) for c in letters]
     if not names or len(set(names)) != len(names) or any(len(c) != 1 for c in names):

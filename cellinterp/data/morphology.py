@@ -124,16 +124,14 @@ def measure(
         The channel that shows the shape; None: found by the reading.
     reading : Reading or str, default None
         What the images show, a word of `data.reading.WORDS`, or None: found in the pixels. Drawings are measured with
-        the reading of the images they
-        were learnt from.
+        the reading of the images they were learnt from.
 
     Returns
     -------
     DataFrame
         Columns `MORPHOLOGY`, or `GRAIN` for a texture; with several channels for each of them also `intensity_` and
-        `texture_`
-        with its name, and `correlation_` of every two, over the same pixels. `.attrs["reading"]` says in words what was
-        taken.
+        `texture_` with its name, and `correlation_` of every two, over the same pixels. `.attrs["reading"]` says in
+        words what was taken.
 
     Raises
     ------

@@ -157,7 +157,8 @@ def _is_address(source) -> bool: return isinstance(source, str) and "://" in sou
 
 def _read_vendor(path: Path, options: _Options, notes: Notes) -> Stored:
     "CZI, ND2, LIF and the rest by bioio, if it and its reader are installed."
-    try: from bioio import BioImage
+    try:
+        from bioio import BioImage
     except ImportError:
         raise ValueError(
             f"source: {path.name}; expected pip install bioio and the reader of {path.suffix} (bioio-czi, bioio-nd2,"
@@ -270,8 +271,7 @@ def load_images(
         The column of `metadata` that names the images; found if None; "row order" joins by the order of rows.
     label_column, group_column : str or list of str, default None
         Its columns that hold labels and groups; `label` (or class) and `group` if they are there. Several group columns
-        are
-        joined by `_`.
+        are joined by `_`.
     size, fit : default None, "pad"
         Pixels to which crops of different sizes are brought, by "pad", "crop" or "resize"; see `fit_sizes`.
     nested : bool, default False

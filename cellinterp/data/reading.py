@@ -148,8 +148,7 @@ def read_images(images, told: str | None = None, *, channel: int | None = None) 
     images : (N, C, H, W), (N, H, W) or an ImageSet
     told : str, default None
         "bright" (one object, brighter than the ground), "dark", "colour" (stained, transmitted light), "several"
-        objects, "texture"
-        (no object at all); None: found in the pixels.
+        objects, "texture" (no object at all); None: found in the pixels.
     channel : int, default None
         The channel whose picture shows the shape; None: the one in which the object stands out most.
 

@@ -266,9 +266,8 @@ def simulate_subtomograms(
     dtype : of the volumes; float16 halves the memory
 
     Densities are moved so that their centre of mass lies in the middle of the box. Returns an ImageSet: images (n, 1,
-    size, size, size), labels, pixel_size (µm),
-    factors with rot, tilt, psi (RELION's angles in degrees), shift_x, shift_y, shift_z (voxels) and defocus (µm);
-    `true_rotations(set)` gives the matrices."""
+    size, size, size), labels, pixel_size (µm), factors with rot, tilt, psi (RELION's angles in degrees), shift_x,
+    shift_y, shift_z (voxels) and defocus (µm); `true_rotations(set)` gives the matrices."""
     from scipy.fft import irfftn, rfftn
     from scipy.spatial.transform import Rotation
 

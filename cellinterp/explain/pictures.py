@@ -134,8 +134,7 @@ def law_boundary(law, vae, Z, labels, positive, negative=None, *, names=None, n_
     """The law's boundary over its two strongest factors, with decoded images along the axes.
 
     The other factors stand at their mean over the two classes' cells. `law` decides on Z (N, d), `vae` draws; `names`
-    (d,) factor names.
-    Returns a matplotlib Figure.
+    (d,) factor names. Returns a matplotlib Figure.
     """
     f, labels = margin(law, positive, negative), np.asarray(labels)
     shown = (labels == positive) | ((labels == negative) if negative is not None else True)

@@ -123,8 +123,7 @@ def read_law(
         What each factor means, "unnamed" where nobody knows; what stands behind a comma is left out.
     values : DataFrame (N, …), default None
         The named properties of these cells in their own units, such as `vae.guide_scale().inverse(Z)` or measured ones.
-        Of a factor
-        without, the size is in standard deviations.
+        Of a factor without, the size is in standard deviations.
     units : dict, default None
         Name of a property → its unit.
     vae : default None

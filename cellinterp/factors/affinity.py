@@ -185,9 +185,8 @@ class AffinityVAE(ImageAutoencoder):
     Attributes
     ----------
     module_, history_, classes_ and affinity_ (of the training labels, in their order; with an affinity), beta_, gamma_
-    (n_epochs_,), n_pose_,
-    kl_ (n_factors,) nats a factor, factor_mean_, factor_std_ (n_factors,), pose_mean_ (n_pose_,), error_quantiles_
-    (101,).
+    (n_epochs_,), n_pose_, kl_ (n_factors,) nats a factor, factor_mean_, factor_std_ (n_factors,), pose_mean_
+    (n_pose_,), error_quantiles_ (101,).
     """
 
     def __init__(

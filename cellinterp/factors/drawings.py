@@ -106,8 +106,7 @@ def drawing_scores(vae, images, y, *, law=None, judge=None) -> pd.DataFrame:
     -------
     DataFrame
         Rows explained variance, law on its own drawings, black box on the drawings; columns drawings, ceiling, images
-        (balanced
-        accuracies).
+        (balanced accuracies).
     """
     from sklearn.metrics import balanced_accuracy_score
     y, Z = np.asarray(y), vae.transform(images)

@@ -34,8 +34,7 @@ def check_guides(
     -------
     DataFrame
         One row a guided factor: factor, guide, r, steady (share of steps that rise), change (standard deviations),
-        read_by, side, side_effect, passed,
-        name.
+        read_by, side, side_effect, passed, name.
     """
     Z, names = vae.transform(images), list(vae.guide_names_)
     scores = vae.guide_scale().transform(table)

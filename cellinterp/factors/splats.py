@@ -50,8 +50,7 @@ class SplatDecoder(nn.Module):
     n_splats : points. hidden : width of the two dense layers. widths : smallest and largest σ in half edges; None: from
         1 / size to 6 / size
     (0.016 to 0.094 at 64 pixels, close to the 0.02 to 0.1 of the public code). refine : three convolutions after
-    drawing, as a correction to it;
-    the drawing then turns only nearly as the pose does.
+    drawing, as a correction to it; the drawing then turns only nearly as the pose does.
     """
 
     def __init__(

@@ -116,8 +116,7 @@ class Labelled:
         """What each factor means, on images that were not trained on.
 
         A guided factor has its guide's name if it passes `factors.guide_checks.check_guides`; a free one is named by
-        what it goes
-        with, see `factors.naming.describe_factors`.
+        what it goes with, see `factors.naming.describe_factors`.
 
         Parameters
         ----------
@@ -198,8 +197,8 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         Holds the factors to labels: see `factors.network.Head`. None: unsupervised, and labels are ignored.
     guides : True, str, list of str, DataFrame or Guides, optional
         Properties that the first factors are tied to: columns of `data.morphology.measure`, True = the usual ones, or a
-        table
-        of one's own beside the images (as `fit(images, guides=table)`, where images are split); see `factors.guides`.
+        table of one's own beside the images (as `fit(images, guides=table)`, where images are split); see
+        `factors.guides`.
     widths : tuple of int, default (16, 32, 64, 128)
         Channels of the encoder's four blocks.
     hidden : int, default 256

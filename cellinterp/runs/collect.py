@@ -39,8 +39,7 @@ def summary(table, metrics=None):
     """Mean and standard deviation of the metrics for each setting of the varying parameters but seed.
 
     Returns a DataFrame: the varying parameters, n (runs), {metric}, {metric}_spread (n - 1 in the denominator; NaN for
-    one run), and `best`, the best run by
-    the first metric.
+    one run), and `best`, the best run by the first metric.
     """
     metrics = list(metrics or table.attrs["metrics"])
     by = [k for k in table.attrs["varying"] if k != "seed"]

@@ -75,7 +75,8 @@ def _machine():
     try: memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     except (AttributeError, ValueError, OSError): pass
     else: yield "machine", "memory", f"{memory:.1f} GB", "ok"
-    try: import torch
+    try:
+        import torch
     except ImportError: return
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

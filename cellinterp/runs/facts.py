@@ -120,7 +120,8 @@ def identity(code: str, params: dict) -> str:
 # %% ../../nbs/runs/facts.ipynb #daf54713
 def peak_memory_mb() -> float:
     "Largest resident memory of this process so far, in MB (10^6 bytes); NaN where the system does not tell (Windows)."
-    try: import resource
+    try:
+        import resource
     except ImportError: return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -179,7 +179,8 @@ def unlock_folder(folder) -> None:
 
 
 def _flock(file) -> bool:
-    try: import fcntl
+    try:
+        import fcntl
     except ImportError: return True                          # Windows: no lock
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: return False

@@ -31,8 +31,8 @@ def predict_table(model, images):
     Returns
     -------
     DataFrame (N rows): row, metadata columns, label, group, the factors z0 …, margin_<class>, p_<class>, decision, and,
-    where the first step can
-    reconstruct, reconstruction_percentile and unlike_training. Two classes have one margin, that of the second.
+    where the first step can reconstruct, reconstruction_percentile and unlike_training. Two classes have one margin,
+    that of the second.
 
     Raises
     ------

@@ -61,9 +61,8 @@ def collect(folder, write: bool = True):
     Returns
     -------
     DataFrame, a row a run: run (its folder), notebook, parameters, metrics, and device, precision, engine, threads,
-    seconds, peak_memory_mb, peak_gpu_memory_mb,
-    code_hash as recorded. `attrs` has the names of the parameters, of those that vary, and of the metrics. A metric
-    that is called like a parameter becomes `metric_…`.
+    seconds, peak_memory_mb, peak_gpu_memory_mb, code_hash as recorded. `attrs` has the names of the parameters, of
+    those that vary, and of the metrics. A metric that is called like a parameter becomes `metric_…`.
 
     Raises
     ------
