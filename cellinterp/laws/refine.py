@@ -186,7 +186,14 @@ class Archive:
         self.X, self.T, self.names, self.max_nodes, self.weights = X, T, list(names), max_nodes, weights
         self.loss, self.lapse, self.count = loss, lapse, count
         self.best, self.seen = {}, set()  # complexity -> (loss, tree)
-        with np.errstate(all="ignore"): self.A = np.hstack([X, X**2, np.exp(X)])  # (N, 3d): what `guided` may add
+        d = len(self.names)
+        pairs = [(i, j) for i in range(d) for j in range(i)] if d <= 12 else []
+        # what `guided` may add, and its columns
+        self.extras = [*self.names, *[("^", v, 2) for v in self.names], *[("exp", v) for v in self.names]]
+        self.extras += [("*", self.names[j], self.names[i]) for i, j in pairs]
+        with np.errstate(all="ignore"):
+            self.A = np.hstack([X, X**2, np.exp(X), *[X[:, [i]] * X[:, [j]] for i, j in pairs]])
+            self.squares = self.A**2
 
     def add(self, e, steps=8) -> bool:
         "Fit the constants of e and keep it if it is the best of its size; True if so."
@@ -231,15 +238,14 @@ def guided(archive: Archive, e, rng, allow_exp=True):
     slope, w = J[mark], 1.0 if archive.weights is None else archive.weights  # df/ds at that place
     G, curve = (a[:, 0] for a in residual(f[:, None], archive.T, archive.loss, archive.lapse)[:2])
     with np.errstate(all="ignore"):
-        gradient, curvature = archive.A.T @ (-w * G * slope), (archive.A**2).T @ (curve * slope**2 * w)
+        gradient, curvature = archive.A.T @ (-w * G * slope), archive.squares.T @ (curve * slope**2 * w)
         gain = np.nan_to_num(gradient**2 / curvature, nan=0.0, posinf=0.0)
         size = gradient / curvature
     d = len(archive.names)
-    if not allow_exp: gain[2 * d:] = 0
+    if not allow_exp: gain[2 * d:3 * d] = 0
     j = np.argsort(-gain, kind="stable")[min(int(rng.exponential(1.0)), 2, len(gain) - 1)]
     if not gain[j] > 0 or not np.isfinite(size[j]): return None
-    v = archive.names[j % d]
-    return replace(e, at, ("+", s, ("*", float(size[j]), (v, ("^", v, 2), ("exp", v))[j // d])))
+    return replace(e, at, ("+", s, ("*", float(size[j]), archive.extras[j])))
 
 # %% ../../nbs/laws/refine.ipynb #2ab5afce
 def refine(archive: Archive, n_edits: int, seed: int, operators, pool=None) -> None:

@@ -202,6 +202,7 @@ def power(e):
         if even and isinstance(n, Fraction) and n == Fraction(1, 2) and base[2] == 2: return settled(("abs", base[1]))
     if type(n) is not int: return e
     if head(base) == "abs" and n % 2 == 0: return settled(("^", base[1], n))
+    if head(base) == "exp" and isinstance(split(base[1])[0], float): return settled(("exp", times(n, base[1])))
     if n == -1 and head(base) == "*": return times(*[settled(("^", f, -1)) for f in base[1:]])
     k, rest = pulled(base)
     if head(rest) == "+" and all(split(t)[0] < 0 for t in rest[1:]):
