@@ -236,8 +236,12 @@ def _sockets():
         config.KernelManager.transport = "ipc"
         # absolute: by default it is relative to the folder a kernel happens to start in
         config.KernelManager.ip = os.path.join(folder, "k")
-        # the kernel's own small file too: a home folder may be read-only
-        with _environment({"JUPYTER_RUNTIME_DIR": folder}): yield config
+        # the small files of Jupyter and IPython too, where the home folder is read-only
+        given = {"JUPYTER_RUNTIME_DIR": folder}
+        try:
+            with tempfile.TemporaryFile(dir=Path.home()): pass
+        except (OSError, RuntimeError): given |= {"IPYTHONDIR": folder, "MPLCONFIGDIR": folder}
+        with _environment(given): yield config
 
 
 @contextlib.contextmanager
