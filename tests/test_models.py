@@ -80,7 +80,8 @@ def test_vae_contract(cells, vae):
     Z = vae.transform(cells.images)
     assert Z.shape == (160, 5) and Z.dtype == np.float32 and np.isfinite(Z).all()
     assert vae.inverse_transform(Z).shape == cells.images.shape
-    assert clone(vae).get_params() == vae.get_params()
+    plain = [{k: v for k, v in m.get_params().items() if not hasattr(v, "get_params")} for m in (vae, clone(vae))]
+    assert plain[0] == plain[1] and len(plain[0]) > 14                    # those of head and frame among them
     assert set(vae.history_.columns) >= {"step", "loss", "reconstruction", "kl", "cross_entropy"}
     again = clone(vae).fit(cells.images, cells.labels)
     # same seed, same model
