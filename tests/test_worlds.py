@@ -1,4 +1,4 @@
-"""Hard worlds: what they are, what the scores say of the truth and of known failures, and pursuit that stops by itself."""
+"""Hard worlds: what they are, what the scores say of the truth and of known failures, pursuit that stops by itself."""
 import numpy as np
 import pytest
 from scipy import sparse

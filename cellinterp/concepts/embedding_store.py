@@ -213,7 +213,7 @@ def _finish(partial_: Path, out: Path, obs, d, spec):
 
 # %% ../../nbs/concepts/embedding_store.ipynb #260d58f1
 def embed(
-    embedder: Embedder,
+    embedder,
     source,
     out=None,
     *,

@@ -163,7 +163,7 @@ def gram_matrix(W, block: int = 1024):
 
 # %% ../../nbs/concepts/pursuit.ipynb #3e0762da
 def _omp_torch(scores, gram, K, L, rounds, selection, refit, ridge, tolerance=0.0):
-    B, M, device = len(scores), len(gram), scores.device
+    B, device = len(scores), scores.device
     gram, exact = gram.to(scores.dtype), torch.float64 if device.type != "mps" else torch.float32
     start, scores = scores, scores.clone()
     used = torch.zeros(B, 0, dtype=torch.bool, device=device)

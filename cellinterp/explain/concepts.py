@@ -191,8 +191,8 @@ def _samples(codes, z, m, n, obs, columns, images):
     return rows
 
 
-_ABOUT = """{M} features on {N} samples, {dead} never active; the {shown} most selective are shown. A feature's number, the
-label it is most selective for and its average selectivity, P(active | label) − P(active | other labels), with the
+_ABOUT = """{M} features on {N} samples, {dead} never active; the {shown} most selective are shown. A feature's number,
+the label it is most selective for and its average selectivity, P(active | label) − P(active | other labels), with the
 interval of a bootstrap by group. Bars: share of a label's samples on which it is active. Below: its codes, the label's
 own samples coloured."""
 

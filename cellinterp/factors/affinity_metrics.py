@@ -381,7 +381,7 @@ def affinity_report(
         there = ~train & np.isfinite(turned_factors).all(1)
         out["rotation_invariance"] = rotation_invariance(factors[there], np.asarray(turned_factors)[there])
     if truth is not None:
-        truth, n_axes = np.asarray(truth, dtype=float), 2 if np.ndim(truth) == 1 else 3
+        truth = np.asarray(truth, dtype=float)
         out["leakage_r2"] = pose_r2(factors[test], truth[test], labels[test], symmetry, seed)
     if pose is not None and np.shape(pose)[1]:
         pose = np.asarray(pose, dtype=float)
