@@ -281,3 +281,25 @@ def test_a_regression_is_the_same_for_any_number_of_processes(monkeypatch):
             .expressions_
         )
     assert laws[0] == laws[1]
+
+
+def test_predict_gives_no_decision_outside_a_law_s_domain():
+    "The logarithm of a negative factor is no class; the table says so in a column of its own."
+    from sklearn.pipeline import make_pipeline
+
+    from cellinterp.data import ImageSet
+    from cellinterp.runs.predict import predict_table
+
+    class Mean:
+        "The brightness less one, as a factor."
+        def fit(self, X, y=None): return self
+        def transform(self, X): return X.mean((1, 2, 3))[:, None] - 1
+        def get_params(self, deep=True): return {}
+
+    law = SymbolicClassifier.from_expressions("log(z0)", ["dim", "bright"], ["z0"])
+    model = make_pipeline(Mean(), law)
+    images = np.stack([np.full((1, 4, 4), v, dtype=float) for v in (5.0, 1.5, 0.0)])
+    table = predict_table(model, ImageSet(images))
+    assert table.decision.tolist() == ["bright", "dim", ""]
+    assert table.outside_domain.tolist() == [False, False, True] and np.isnan(table.p_bright[2])
+    assert "outside_domain" not in predict_table(model, ImageSet(images[:2]))

@@ -62,7 +62,12 @@ def predict_table(model, images):
         )
     p = np.asarray(classifier.predict_proba(values))                                     # (N, K)
     out |= {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
-    out["decision"] = np.asarray(classes)[p.argmax(1)]
+    # outside a law's domain (the logarithm of a negative factor) there is no decision
+    known = np.isfinite(p).all(1)
+    out["decision"] = np.where(known, np.asarray(classes)[np.nan_to_num(p).argmax(1)], "")
+    if not known.all():
+        out["outside_domain"] = ~known
+        Notes().add(f"law: {(~known).sum()} of {len(p)} rows lie outside its domain; they have no decision")
     if hasattr(steps[0], "reconstruction_percentile"):
         out["reconstruction_percentile"] = steps[0].reconstruction_percentile(images.images)
         out["unlike_training"] = out["reconstruction_percentile"] > UNLIKE
