@@ -213,10 +213,14 @@ class Backbone(_Layers):
     """
 
     def __init__(self, model, remote: bool = False):
-        self.name, self.normalisation, self.estimator, self.before = type(model).__name__, None, None, None
+        self.name = type(model).__name__
+        self.normalisation = None
+        self.estimator = None
+        self.before = None
         self.module = model = self._unwrapped(model, remote)
         own = {n: m for n, m in model.named_modules() if "decoder" not in n}
-        self.attention, self.blocks = attention_names(own), block_names(own)
+        self.attention = attention_names(own)
+        self.blocks = block_names(own)
         stem = next((m for m in own.values() if _is_stem(m)), None)
         self.patch = None if stem is None else tuple(stem.stride)
         first = stem if stem is not None else next((m for m in own.values() if isinstance(m, nn.Conv2d)), None)

@@ -20,7 +20,8 @@ from torch import nn
 from .pursuit import SELECTION, decode, gram_matrix, omp, scatter, to_csr
 from .stream import RowSource, open_rows, shuffled_batches
 from ..training.checkpoints import read_checkpoint
-from ..training.loop import TorchEstimator, _bar, _save, accelerator, teller
+from ..training.checkpoints import write_checkpoint
+from ..training.loop import TorchEstimator, accelerator, progress_bar, teller
 
 # %% auto #0
 __all__ = ['DictionaryModule', 'World', 'SparseDictionary', 'PursuitModule', 'ICFL']
@@ -33,9 +34,11 @@ class DictionaryModule(nn.Module):
 
     def __init__(self, n_features: int, d: int):
         super().__init__()
-        self.atoms, self.bias = nn.Parameter(torch.zeros(n_features, d)), nn.Parameter(torch.zeros(d))
+        self.atoms = nn.Parameter(torch.zeros(n_features, d))
+        self.bias = nn.Parameter(torch.zeros(d))
         self.register_buffer("scale", torch.ones(()))
-        self._gram, self.half = {}, False
+        self._gram = {}
+        self.half = False
 
     def unit_atoms(self): return F.normalize(self.atoms, dim=1)
 
@@ -278,7 +281,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
             max(1, min(50, steps // 20)),
             teller(type(self).__name__),
         )
-        bar = _bar(steps, first, type(self).__name__, self.verbose and world.rank == 0)
+        bar = progress_bar(steps, first, type(self).__name__, self.verbose and world.rank == 0)
         for t in range(first, steps):
             progress = 0.0 if more else t / max(steps, 1)
             for group in optimizer.param_groups: group["lr"] = self._rate() * self._schedule(progress)
@@ -357,7 +360,7 @@ class SparseDictionary(TransformerMixin, TorchEstimator):
 
     def _write(self, path, steps):
         state = self._state
-        _save(
+        write_checkpoint(
             path,
             dict(
                 kind=type(self).__name__,
@@ -516,22 +519,27 @@ class ICFL(SparseDictionary):
         checkpoint=None,
         verbose=False
     ):
-        self.n_features, self.n_nonzero, self.atoms_per_round, self.train_rounds = (
-            n_features,
-            n_nonzero,
-            atoms_per_round,
-            train_rounds,
-        )
-        self.refit, self.selection, self.update, self.init, self.unit_norm = refit, selection, update, init, unit_norm
-        self.revive_every, self.reset_cosine, self.reset_every = revive_every, reset_cosine, reset_every
-        self.learning_rate, self.ridge, self.batch_size, self.max_steps = learning_rate, ridge, batch_size, max_steps
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.n_features = n_features
+        self.n_nonzero = n_nonzero
+        self.atoms_per_round = atoms_per_round
+        self.train_rounds = train_rounds
+        self.refit = refit
+        self.selection = selection
+        self.update = update
+        self.init = init
+        self.unit_norm = unit_norm
+        self.revive_every = revive_every
+        self.reset_cosine = reset_cosine
+        self.reset_every = reset_every
+        self.learning_rate = learning_rate
+        self.ridge = ridge
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     @classmethod
     def paper(cls, **overrides):

@@ -351,17 +351,20 @@ class Embedder(TransformerMixin, _Embedding, _Normalising, _Passing, _Pooling, _
         precision="auto",
         verbose=False
     ):
-        self.model, self.layer, self.pool, self.field, self.views, self.stream = (
-            model,
-            layer,
-            pool,
-            field,
-            views,
-            stream,
-        )
-        self.channels, self.normalize, self.size, self.batch_size = channels, normalize, size, batch_size
+        self.model = model
+        self.layer = layer
+        self.pool = pool
+        self.field = field
+        self.views = views
+        self.stream = stream
+        self.channels = channels
+        self.normalize = normalize
+        self.size = size
+        self.batch_size = batch_size
         self.remote = remote
-        self.device, self.precision, self.verbose = device, precision, verbose
+        self.device = device
+        self.precision = precision
+        self.verbose = verbose
 
     def embed(self, source, out=None, **options):
         "Images into an AnnData, in memory or on disk: see `concepts.embedding_store.embed`."

@@ -27,7 +27,10 @@ class ImageSource:
 
     def __init__(self, read, shape, dtype, name, obs=None, signature=None):
         import pandas as pd
-        self.read, self.shape, self.dtype, self.name = read, tuple(int(s) for s in shape), np.dtype(dtype), name
+        self.read = read
+        self.shape = tuple(int(s) for s in shape)
+        self.dtype = np.dtype(dtype)
+        self.name = name
         if len(self.shape) != 4:
             raise ValueError(
                 f'source: {name} has the shape {self.shape}; expected images (N, C, H, W): say axes="NYXC" or the like'

@@ -128,34 +128,26 @@ class MaskedAutoencoder(TransformerMixin, ImageEstimator):
         checkpoint=None,
         verbose=False
     ):
-        self.patch_size, self.width, self.depth, self.heads, self.decoder_width, self.decoder_depth = (
-            patch_size,
-            width,
-            depth,
-            heads,
-            decoder_width,
-            decoder_depth,
-        )
-        self.mask_ratio, self.norm_pixels, self.channel_agnostic, self.layer, self.pool = (
-            mask_ratio,
-            norm_pixels,
-            channel_agnostic,
-            layer,
-            pool,
-        )
-        self.max_steps, self.batch_size, self.learning_rate, self.weight_decay = (
-            max_steps,
-            batch_size,
-            learning_rate,
-            weight_decay,
-        )
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.patch_size = patch_size
+        self.width = width
+        self.depth = depth
+        self.heads = heads
+        self.decoder_width = decoder_width
+        self.decoder_depth = decoder_depth
+        self.mask_ratio = mask_ratio
+        self.norm_pixels = norm_pixels
+        self.channel_agnostic = channel_agnostic
+        self.layer = layer
+        self.pool = pool
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def _check_arguments(self):
         for name in ("patch_size", "depth", "heads", "decoder_depth"):

@@ -79,7 +79,8 @@ class AutoencoderModule(DictionaryModule):
     def __init__(self, n_features, d, k):
         super().__init__(n_features, d)
         self.k = k
-        self.encoder_weight, self.encoder_bias = nn.Parameter(torch.zeros(n_features, d)), nn.Parameter(
+        self.encoder_weight = nn.Parameter(torch.zeros(n_features, d))
+        self.encoder_bias = nn.Parameter(
             torch.zeros(n_features)
         )
         self.register_buffer("threshold", torch.zeros(n_features))
@@ -118,21 +119,19 @@ class _Autoencoder(SparseDictionary):
         checkpoint=None,
         verbose=False
     ):
-        self.n_features, self.n_nonzero, self.dead_after, self.aux_weight, self.init = (
-            n_features,
-            n_nonzero,
-            dead_after,
-            aux_weight,
-            init,
-        )
-        self.learning_rate, self.batch_size, self.max_steps = learning_rate, batch_size, max_steps
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.n_features = n_features
+        self.n_nonzero = n_nonzero
+        self.dead_after = dead_after
+        self.aux_weight = aux_weight
+        self.init = init
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def _check_arguments(self):
         if self.init not in ("data", "random"): raise ValueError(f"init must be 'data' or 'random'; got {self.init!r}")
@@ -416,7 +415,8 @@ class JumpReLUSAE(_Autoencoder):
             checkpoint=checkpoint,
             verbose=verbose,
         )
-        self.sparsity_weight, self.bandwidth = sparsity_weight, bandwidth
+        self.sparsity_weight = sparsity_weight
+        self.bandwidth = bandwidth
 
     def _check_arguments(self):
         super()._check_arguments()

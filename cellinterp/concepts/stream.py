@@ -34,8 +34,12 @@ class RowSource:
     def __init__(self, read, shape, dtype, *, name, columns=None, array=None, grain=1, after=None):
         if len(shape) != 2:
             raise ValueError(f"{name} must have two dimensions, rows and features; got the shape {tuple(shape)}")
-        self._read, self._after, self.name, self.array = read, after, name, array
-        self.shape, self.grain = (int(shape[0]), int(shape[1])), max(1, int(grain))
+        self._read = read
+        self._after = after
+        self.name = name
+        self.array = array
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.grain = max(1, int(grain))
         self.columns = None if columns is None else [str(c) for c in columns]
         if np.dtype(dtype).kind not in "fiub": raise ValueError(f"{name} must hold numbers; got the dtype {dtype}")
         self.dtype = np.dtype(np.float64) if np.dtype(dtype) == np.float64 else np.dtype(np.float32)
@@ -315,14 +319,12 @@ class _Order:
     """
 
     def __init__(self, n, run, buffer_rows, seed, rank=0, world=1):
-        self.n, self.run, self.per_group, self.seed, self.rank, self.world = (
-            n,
-            run,
-            max(1, buffer_rows // run),
-            seed,
-            rank,
-            world,
-        )
+        self.n = n
+        self.run = run
+        self.per_group = max(1, buffer_rows // run)
+        self.seed = seed
+        self.rank = rank
+        self.world = world
         self.n_runs = -(-n // run)
         if self.n_runs < world: raise ValueError(f"{n} rows in runs of {run} cannot be shared by {world} processes")
         # what every process has in every epoch

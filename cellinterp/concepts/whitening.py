@@ -154,9 +154,16 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         by_batch=None,
         block_size=4096
     ):
-        self.method, self.n_components, self.epsilon, self.shrinkage = method, n_components, epsilon, shrinkage
-        self.normalize, self.control_label, self.standardize = normalize, control_label, standardize
-        self.center, self.by_batch, self.block_size = center, by_batch, block_size
+        self.method = method
+        self.n_components = n_components
+        self.epsilon = epsilon
+        self.shrinkage = shrinkage
+        self.normalize = normalize
+        self.control_label = control_label
+        self.standardize = standardize
+        self.center = center
+        self.by_batch = by_batch
+        self.block_size = block_size
 
     def fit(self, X, y=None, *, controls=None, batch=None):
         """Learn mean and whitening from the control rows of X (N, d): an array, memory map, zarr, Parquet file, AnnData

@@ -70,7 +70,8 @@ class TurnedMap:
         points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
         self.points = points[np.square(points).sum(1) <= reach**2]                       # x, y, z
         self.spline = spline_filter(smooth, order) if order > 1 else smooth
-        self.order, self.middle = order, centre + middle
+        self.order = order
+        self.middle = centre + middle
         self.own = self._unit(self._at(np.eye(3)))
         variance = self._at(np.eye(3)).var()
         self.best = float(np.clip(1 - noise**2 / max(variance, 1e-12), 0.05, 1))         # r of a perfect symmetry

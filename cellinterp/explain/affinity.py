@@ -261,7 +261,7 @@ def pose_traversals(model, *, factors=None, labels=None, of=None, n_steps: int =
     """What the pose does to the mean code of class `of`: a full turn in the plane, or a half turn each way about x, y
     and z. Returns a matplotlib Figure.
     """
-    from cellinterp.factors.pose import _axis_rotation, rotation_to_6d
+    from cellinterp.factors.pose import axis_rotation, rotation_to_6d
     n_axes, width = len(model.image_shape_) - 1, model.n_pose_
     if width == 0: raise ValueError("model: it has no pose (n_pose=0)")
     degrees = np.linspace(-180, 180, n_steps + 1)[:-1]
@@ -272,7 +272,7 @@ def pose_traversals(model, *, factors=None, labels=None, of=None, n_steps: int =
             [f"{d:.0f}°" for d in degrees],
         )
     elif (n_axes, width) == (3, 6):
-        rows = [rotation_to_6d(np.stack([_axis_rotation(axis, d) for d in degrees])) for axis in np.eye(3)]
+        rows = [rotation_to_6d(np.stack([axis_rotation(axis, d) for d in degrees])) for axis in np.eye(3)]
         names, heads = ["about x", "about y", "about z"], [f"{d:.0f}°" for d in degrees]
     else:
         steps = np.linspace(-1.2, 1.2, n_steps)

@@ -22,8 +22,8 @@ from ..training.augment import random_turns, turned
 from ..training.images import pad_to
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'affinity_loss', 'annealing', 'on_group', 'pose_rotation', 'equivariance_loss', 'invariance_loss',
-           'AffinityVAE']
+__all__ = ['SCHEDULES', 'affinity_loss', 'annealing', 'on_group', 'pose_rotation', 'AffinityNetwork', 'equivariance_loss',
+           'invariance_loss', 'AffinityVAE']
 
 # %% ../../nbs/factors/affinity.ipynb #0686eed6
 def affinity_loss(mu: torch.Tensor, codes: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
@@ -92,13 +92,16 @@ def pose_rotation(pose: torch.Tensor, n_axes: int) -> torch.Tensor | None:
     return F.pad(plane, (0, 1, 0, 1)) + torch.diag(pose.new_tensor([0, 0, 1]))
 
 # %% ../../nbs/factors/affinity.ipynb #ef47acb1
-class _Network(nn.Module):
+class AffinityNetwork(nn.Module):
     "Images (B, C, …) → μ, log σ², pose; [z, pose] → drawing (B, C, …) of the padded size."
 
     def __init__(self, image_shape, n_factors, n_pose, decoder, depth, capacity, hidden, n_splats, refine):
         super().__init__()
         channels, *size = image_shape
-        self.n_factors, self.n_pose, self.n_axes, self.stride = n_factors, n_pose, len(size), 2 ** depth
+        self.n_factors = n_factors
+        self.n_pose = n_pose
+        self.n_axes = len(size)
+        self.stride = 2 ** depth
         conv, up, norm = (
             (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
             if self.n_axes == 2
@@ -221,35 +224,34 @@ class AffinityVAE(ImageAutoencoder):
         checkpoint=None,
         verbose=False
     ):
-        self.n_factors, self.n_pose, self.affinity, self.beta, self.gamma = n_factors, n_pose, affinity, beta, gamma
-        self.beta_schedule, self.gamma_schedule, self.n_cycles, self.ratio, self.kl = (
-            beta_schedule,
-            gamma_schedule,
-            n_cycles,
-            ratio,
-            kl,
-        )
-        self.reconstruction, self.decoder, self.n_splats, self.refine = reconstruction, decoder, n_splats, refine
-        self.depth, self.capacity, self.hidden, self.views, self.equivariance = (
-            depth,
-            capacity,
-            hidden,
-            views,
-            equivariance,
-        )
-        self.n_epochs, self.max_steps, self.batch_size, self.learning_rate = (
-            n_epochs,
-            max_steps,
-            batch_size,
-            learning_rate,
-        )
-        self.device, self.precision, self.random_state, self.checkpoint, self.verbose = (
-            device,
-            precision,
-            random_state,
-            checkpoint,
-            verbose,
-        )
+        self.n_factors = n_factors
+        self.n_pose = n_pose
+        self.affinity = affinity
+        self.beta = beta
+        self.gamma = gamma
+        self.beta_schedule = beta_schedule
+        self.gamma_schedule = gamma_schedule
+        self.n_cycles = n_cycles
+        self.ratio = ratio
+        self.kl = kl
+        self.reconstruction = reconstruction
+        self.decoder = decoder
+        self.n_splats = n_splats
+        self.refine = refine
+        self.depth = depth
+        self.capacity = capacity
+        self.hidden = hidden
+        self.views = views
+        self.equivariance = equivariance
+        self.n_epochs = n_epochs
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def _check_arguments(self):
         for name, allowed in dict(
@@ -340,7 +342,7 @@ class AffinityVAE(ImageAutoencoder):
         return torch.as_tensor(np.where(y == "", -1, np.searchsorted(self.classes_, y)))
 
     def _build(self):
-        return _Network(
+        return AffinityNetwork(
             self.image_shape_,
             self.n_factors,
             self.n_pose_,

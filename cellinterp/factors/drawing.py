@@ -159,11 +159,13 @@ class AlignedTargets:
     """
 
     def __init__(self, frame, images, scaled, pixels):
-        self.frame, self.pixels = frame, pixels
+        self.frame = frame
+        self.pixels = pixels
         sample = images[::-(-len(images) // KEEP)]                     # all of them, or some for their statistics
         frame.ground_ = ground_of(scaled(torch.as_tensor(sample[:512].astype(np.float32)))).numpy()
         crops, spectra = self._of(sample, scaled)
-        self.variance, self.mean = crops.var(0, correction=0).sum().item(), spectra.mean(0)
+        self.variance = crops.var(0, correction=0).sum().item()
+        self.mean = spectra.mean(0)
         if not self.variance > 0:
             raise ValueError(
                 f"images: in their own frame all {len(images)} look the same; expected images that differ beyond their"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .affinity import AffinityVAE, _Network, on_group
+from .affinity import AffinityVAE, AffinityNetwork, on_group
 
 # %% auto #0
 __all__ = ['principal_frame', 'FramedAffinityVAE']
@@ -49,7 +49,7 @@ def principal_frame(x: torch.Tensor, width: float = 0.75, level: float = 0.2) ->
     return torch.cat([u[..., 0], u[..., 1]], 1)
 
 # %% ../../nbs/factors/frames.ipynb #e793b9d1
-class _FramedNetwork(_Network):
+class _FramedNetwork(AffinityNetwork):
     def encode(self, x):
         mu, logvar, _ = super().encode(x)
         return mu, logvar, on_group(principal_frame(x), self.n_axes)

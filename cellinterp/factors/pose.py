@@ -12,7 +12,8 @@ from ..data.particles import relion_angles, relion_rotations  # noqa: F401 (two 
 
 # %% auto #0
 __all__ = ['rotation_from_6d', 'rotation_to_6d', 'rotation_from_2d', 'rotation_about_z', 'geodesic_angle', 'random_rotations',
-           'point_group', 'mean_rotation', 'fit_gauge', 'calibration_half', 'as_rotations', 'pose_error']
+           'axis_rotation', 'point_group', 'mean_rotation', 'fit_gauge', 'calibration_half', 'as_rotations',
+           'pose_error']
 
 # %% ../../nbs/factors/pose.ipynb #eefe1437
 def rotation_from_6d(six):
@@ -80,7 +81,7 @@ def random_rotations(n: int, seed=0) -> np.ndarray:
                      np.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1)], -2)
 
 # %% ../../nbs/factors/pose.ipynb #bea8ef47
-def _axis_rotation(axis, degrees: float) -> np.ndarray:
+def axis_rotation(axis, degrees: float) -> np.ndarray:
     "Rodrigues' formula: the rotation by `degrees` about `axis`."
     x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
     K, t = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.deg2rad(degrees)
@@ -123,7 +124,7 @@ def point_group(name="C1") -> np.ndarray:
     group, fresh = [np.eye(3)], [np.eye(3)]
     # multiply until nothing new comes
     while fresh:
-        grown = [g @ _axis_rotation(*s) for g in fresh for s in generators]
+        grown = [g @ axis_rotation(*s) for g in fresh for s in generators]
         fresh = []
         for g in grown:
             if np.abs(np.stack(group) - g).max((1, 2)).min() > 1e-6:

@@ -64,7 +64,9 @@ class SplatDecoder(nn.Module):
         refine: bool = False,
     ):
         super().__init__()
-        self.shape, self.channels, self.n_splats = tuple(shape), channels, n_splats
+        self.shape = tuple(shape)
+        self.channels = channels
+        self.n_splats = n_splats
         self.low, self.high = widths or (1 / max(shape), 6 / max(shape))
         k = len(self.shape)
         self.points = nn.Sequential(

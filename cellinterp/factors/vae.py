@@ -156,29 +156,6 @@ class Labelled:
         if self._head is None: raise ValueError("head: None; expected a model fitted with a Head of weight > 0")
         return self._apply(lambda z: self.module_.head(z).softmax(-1), self.transform(images))
 
-    def head_law(self, digits: int = 4):
-        """The linear head as a law: a fitted `SymbolicClassifier` whose equations are the logits, a class each, over
-        the factors.
-
-        With `Head(terms=…)` it is short. Raises ValueError for a model without a head, or whose head has hidden layers.
-        """
-        from cellinterp.laws.symbolic import SymbolicClassifier
-        if self._head is None or self.head.hidden:
-            raise ValueError(
-                f"head: {self.head!r}; expected a Head of weight > 0 and without hidden layers, a linear head"
-            )
-        head = self.module_.head
-        # (K, d), (K,)
-        weight, bias = (
-            head.weight * getattr(head, "mask", 1.0)
-        ).detach().cpu().double().numpy(), head.bias.detach().cpu().double().numpy()
-        if len(self.classes_) == 2: weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        names = self.get_feature_names_out()
-        text = [
-            " + ".join([f"({float(b)!r})"] + [f"({float(w)!r})*{n}" for w, n in zip(row, names) if w])
-            for row, b in zip(weight, bias)
-        ]
-        return SymbolicClassifier.from_expressions(text, self.classes_, names, digits=digits)
 
 # %% ../../nbs/factors/vae.ipynb #bece0bf6
 class VAE(Labelled, Codes, ImageAutoencoder):

@@ -22,10 +22,17 @@ class Loss:
     """
 
     def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps):
-        self.frame, self.head, self.objective = model.frame_, model._head, objective
-        self.targets, self.pixels, self.codes = targets, pixels, codes
-        self.n_rows, self.max_steps = n_rows, max_steps
-        self.guides, self.scores, self.shape = model.guides_, model._scores, model.image_shape_[1:]
+        self.frame = model.frame_
+        self.head = model._head
+        self.objective = objective
+        self.targets = targets
+        self.pixels = pixels
+        self.codes = codes
+        self.n_rows = n_rows
+        self.max_steps = max_steps
+        self.guides = model.guides_
+        self.scores = model._scores
+        self.shape = model.image_shape_[1:]
 
     def __call__(self, module, rows, t):
         if self.frame.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)             # every image twice

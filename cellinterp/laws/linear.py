@@ -96,7 +96,10 @@ def head_law(vae, digits: int | None = 4) -> SymbolicClassifier:
     """
     head = getattr(getattr(vae, "module_", None), "head", None)
     if not hasattr(head, "weight") or not hasattr(vae, "classes_"):
-        raise ValueError("head_law needs a model fitted with supervision > 0 and a linear head (head_hidden=())")
+        raise ValueError(
+            f"vae: {type(vae).__name__}; expected a model fitted with a Head of weight > 0 and without hidden layers, a"
+            " linear head"
+        )
     weight = (head.weight * getattr(head, "mask", 1.0)).detach().cpu().double().numpy()  # (K, d)
     bias = head.bias.detach().cpu().double().numpy()                                     # (K,)
     if len(vae.classes_) == 2: weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]

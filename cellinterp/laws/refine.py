@@ -36,7 +36,9 @@ class Draw:
     "What edits draw from."
 
     def __init__(self, rng, pool, operators, others):
-        self.rng, self.pool, self.others = rng, pool, others
+        self.rng = rng
+        self.pool = pool
+        self.others = others
         self.functions = [o for o in operators if o in UNARY or o in ("square", "sqrt", "cube")]
         self.divide = "/" in operators
 
@@ -183,9 +185,17 @@ class Archive:
     """
 
     def __init__(self, X, T, names, max_nodes, weights=None, loss="log", lapse=0.0, count=nodes):
-        self.X, self.T, self.names, self.max_nodes, self.weights = X, T, list(names), max_nodes, weights
-        self.loss, self.lapse, self.count = loss, lapse, count
-        self.best, self.seen = {}, set()  # complexity -> (loss, tree)
+        self.X = X
+        self.T = T
+        self.names = list(names)
+        self.max_nodes = max_nodes
+        self.weights = weights
+        self.loss = loss
+        self.lapse = lapse
+        self.count = count
+        # complexity -> (loss, tree)
+        self.best = {}
+        self.seen = set()
         d = len(self.names)
         pairs = [(i, j) for i in range(d) for j in range(i)] if d <= 12 else []
         # what `guided` may add, and its columns

@@ -34,10 +34,18 @@ class Path:
     """
 
     def __init__(self, model, z, scale, codes, weights, seed, fit, held):
-        self.model, self.z, self.scale, self.seed = model, z, scale, seed
-        self.codes, self.weights, self.target = codes, weights, torch.from_numpy(codes)
-        self.fit, self.held = fit, held
-        self.seen, self.stages, self.best = [], [], 0.0
+        self.model = model
+        self.z = z
+        self.scale = scale
+        self.seed = seed
+        self.codes = codes
+        self.weights = weights
+        self.target = torch.from_numpy(codes)
+        self.fit = fit
+        self.held = held
+        self.seen = []
+        self.stages = []
+        self.best = 0.0
         self.widths = list(model.hidden)
         self.steps = auto_steps(model.max_steps, len(codes) // 2, 60, 400)
 

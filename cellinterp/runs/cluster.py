@@ -78,11 +78,15 @@ class DaskPool:
     "Runs on dask workers, one at a time on each."
 
     def __init__(self, client, workers: int, folder, cluster=None, resubmit: int = 0):
-        self.client, self.workers, self.cluster = client, workers, cluster
-        self.resubmit, self.jobs = resubmit, resubmit > 0
+        self.client = client
+        self.workers = workers
+        self.cluster = cluster
+        self.resubmit = resubmit
+        self.jobs = resubmit > 0
         handle, path = tempfile.mkstemp(prefix="alive-", dir=work_folder(folder))
         os.close(handle)
-        self.alive, self.touched = Path(path), time.monotonic()
+        self.alive = Path(path)
+        self.touched = time.monotonic()
 
     def start(self, spec: dict):
         spec = {**spec, "alive": str(self.alive), "job": self.jobs, "cwd": os.getcwd()}

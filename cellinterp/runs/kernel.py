@@ -49,9 +49,12 @@ class Progress:
     """
 
     def __init__(self, stream, expected: float | None = None):
-        self.stream, self.expected, self.lock = stream, expected, threading.Lock()
+        self.stream = stream
+        self.expected = expected
+        self.lock = threading.Lock()
         self.start = self.cell_start = self.heard = time.perf_counter()
-        self.at_line_start, self.cell = True, 0
+        self.at_line_start = True
+        self.cell = 0
         self.live = getattr(stream, "isatty", lambda: False)()
 
     def write(self, text):

@@ -77,8 +77,11 @@ class RunProcess:
     """
 
     def __init__(self, spec: dict):
-        self.out, self.folder = spec["params"]["out"], local_folder(spec["params"]["out"])
-        self.limit, self.started, self.mark = spec["seconds"], time.monotonic(), uuid.uuid4().hex
+        self.out = spec["params"]["out"]
+        self.folder = local_folder(spec["params"]["out"])
+        self.limit = spec["seconds"]
+        self.started = time.monotonic()
+        self.mark = uuid.uuid4().hex
         self.folder.mkdir(parents=True, exist_ok=True)
         self.said, into = os.pipe()
         os.set_blocking(self.said, False)

@@ -89,7 +89,8 @@ class Run(Workbench):
     """
 
     def __init__(self, name: str, params: dict):
-        self.name, self.params = name, dict(params)
+        self.name = name
+        self.params = dict(params)
         if not self.params.get("out"):
             raise ValueError("params has no 'out': the folder to write to, for example out='runs/images_to_law'")
         jsonable(self.params, "params")
@@ -99,7 +100,9 @@ class Run(Workbench):
         if not self.held: lock_folder(self.folder)
         self.code_hash = code_hash(os.environ.get(NOTEBOOK) or name, modules_at_start())
         self.identity = identity(self.code_hash, self.params)
-        self.times, self.scores, self.scalars = {}, [], None
+        self.times = {}
+        self.scores = []
+        self.scalars = None
         if os.environ.get(TENSORBOARD):
             self.scalars = live_scalars(self.folder / LIVE, again=Path(self.checkpoint).exists())
         self.started = time.perf_counter()

@@ -14,9 +14,13 @@ class View:
     """
 
     def __init__(self, stream, total: int, workers: int):
-        self.stream, self.total, self.workers = stream, total, workers
+        self.stream = stream
+        self.total = total
+        self.workers = workers
         self.done = self.failed = 0
-        self.seconds, self.running, self.shown = [], {}, 0.0
+        self.seconds = []
+        self.running = {}
+        self.shown = 0.0
         self.live = getattr(stream, "isatty", lambda: False)()
 
     def counts(self) -> str:

@@ -35,10 +35,13 @@ class Rows:
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, weights=None):
-        self.n, self.batch_size, self.seed = n, min(batch_size, n), seed
+        self.n = n
+        self.batch_size = min(batch_size, n)
+        self.seed = seed
         self.weights = None if weights is None else torch.as_tensor(np.asarray(weights, dtype=np.float64))
         self.steps_per_epoch = max(1, n // self.batch_size)
-        self._epoch, self._order = None, None
+        self._epoch = None
+        self._order = None
 
     def __getitem__(self, t: int) -> torch.Tensor:
         if self.weights is not None:
@@ -103,8 +106,11 @@ class Training:
     "A training under way: network, optimiser, history, and the best weights so far."
 
     def __init__(self, module, parameters, acc, seed, settings):
-        self.acc, self.seed, self.settings = acc, seed, settings
-        self.module, self.cuda = module, acc.device.type == "cuda"
+        self.acc = acc
+        self.seed = seed
+        self.settings = settings
+        self.module = module
+        self.cuda = acc.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             parameters or module.parameters(),
             lr=settings.learning_rate,
@@ -113,9 +119,14 @@ class Training:
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.run, self.optimizer = acc.prepare(module, self.optimizer)
-        self.start, self.history, self.pending = 0, [], []
-        self.best_score, self.best_weights, self.best_step = -math.inf, None, 0
-        self.log_every, self.tell = max(1, min(50, settings.max_steps // 20)), teller(settings.desc)
+        self.start = 0
+        self.history = []
+        self.pending = []
+        self.best_score = -math.inf
+        self.best_weights = None
+        self.best_step = 0
+        self.log_every = max(1, min(50, settings.max_steps // 20))
+        self.tell = teller(settings.desc)
 
     def take_step(self, step, rows, t) -> dict:
         "One step of the optimiser; a group of parameters may keep to a schedule of its own."
@@ -422,9 +433,6 @@ class TorchEstimator(BaseEstimator):
                 if whole is None: whole = tuple(np.empty((len(array), *p.shape[1:]), p.dtype) for p in parts)
                 for w, p in zip(whole, parts): w[k:k + len(p)] = p
         return whole if len(whole) > 1 else whole[0]
-
-# %% ../../nbs/training/loop.ipynb #c6bfec28
-_bar, _save = progress_bar, write_checkpoint
 
 # %% ../../nbs/training/loop.ipynb #405dbffc
 def as_tensor(array: np.ndarray) -> torch.Tensor:
