@@ -12,7 +12,7 @@ from cellinterp.data import simulate_nuclei
 from cellinterp.explain import law_boundary, margin, strongest, traversals
 from cellinterp.factors import VAE, AlignedFrame, Beta, BetaTC, Capacity, Head, describe_factors
 from cellinterp.factors.objectives import kl_per_factor, total_correlation
-from cellinterp.laws import BlackBoxClassifier, SparseClassifier
+from cellinterp.laws import BlackBoxClassifier, SparseClassifier, head_law
 from cellinterp.laws.sparse_network import SparseNetwork
 from cellinterp.training import load, save
 
