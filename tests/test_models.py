@@ -94,6 +94,7 @@ def test_vae_contract(cells, vae):
         "r_second",
         "second",
         "name",
+        "guided",
     ]
     assert 0 <= vae.reconstruction_percentile(cells.images).min()
 
