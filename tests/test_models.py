@@ -194,8 +194,9 @@ def test_images_that_do_not_vary_are_refused_by_name(frame):
         with pytest.raises(ValueError, match="images: all .* are the same"):
             VAE(2, frame=frame, max_steps=3).fit(images)
     levels = np.arange(20, dtype=np.float32)[:, None, None, None] + black
+    # without an object there is no frame of its own: such images are drawn as they lie, and that is said
     if frame == "aligned":
-        with pytest.raises(ValueError, match="in their own frame"): VAE(2, frame=frame, max_steps=3).fit(levels)
+        with pytest.warns(UserWarning, match="show no object"): VAE(2, frame=frame, max_steps=3).fit(levels)
 
 
 def nan(x):
@@ -327,7 +328,7 @@ def test_groups_stay_whole_in_the_inner_split(monkeypatch):
     g = np.repeat(np.arange(20), 10).astype(str)
     SparseClassifier(max_steps=10, random_state=0).fit(Z, np.where(Z[:, 0] > 0, "a", "b"), groups=g)
     (a, b), groups = seen[0]
-    assert groups is g and not set(g[a]) & set(g[b])
+    assert np.array_equal(groups, g) and not set(g[a]) & set(g[b])
 
 
 # a row of weight 2 is drawn twice as often, not at the same steps as two rows would be

@@ -19,8 +19,7 @@ from torch import nn
 
 from .pursuit import SELECTION, decode, gram_matrix, omp, scatter, to_csr
 from .stream import RowSource, open_rows, shuffled_batches
-from ..training.checkpoints import read_checkpoint
-from ..training.checkpoints import write_checkpoint
+from ..training.checkpoints import read_checkpoint, write_checkpoint
 from ..training.loop import TorchEstimator, accelerator, progress_bar, teller
 
 # %% auto #0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .affinity import AffinityVAE, AffinityNetwork, on_group
+from .affinity import AffinityNetwork, AffinityVAE, on_group
 
 # %% auto #0
 __all__ = ['principal_frame', 'FramedAffinityVAE']

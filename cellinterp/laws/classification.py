@@ -32,6 +32,8 @@ def read_classification(model, X, y, sample_weight, groups) -> Task:
     if model.target not in ("auto", "labels", "teacher"):
         raise ValueError(f"target: {model.target!r}; target must be 'auto', 'labels' or 'teacher'")
     if not 0 <= model.lapse < 0.5: raise ValueError(f"lapse: {model.lapse!r}; expected at least 0 and below 0.5")
+    if y is None:
+        raise ValueError("y: None; expected a label of every row: requires y to be passed, but the target y is None")
     X, y = model._read_columns(X, y)
     check_classification_targets(y)
     w = check_weights(sample_weight, len(y))

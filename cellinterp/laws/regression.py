@@ -22,6 +22,8 @@ __all__ = ['read_regression', 'regression_candidates', 'choose']
 # %% ../../nbs/laws/regression.ipynb #a3cbaddd
 def read_regression(model, X, y, sample_weight, groups) -> Task:
     "The task of a regression: checked columns and values, equal rows merged, rows held out to choose by."
+    if y is None:
+        raise ValueError("y: None; expected a number of every row: requires y to be passed, but the target y is None")
     X, y = model._read_columns(X, y, y_numeric=True)
     y = np.asarray(y, dtype=np.float64)
     if not np.abs(y).max() < 1e150: raise ValueError("y: values beyond 1e150; expected smaller ones")
