@@ -103,7 +103,8 @@ def test_type_checkers_know_the_public_names(tmp_path):
     script = tmp_path / "names.py"
     script.write_text("\n".join([*lines, "reveal_type(VAE)"]) + "\n")
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "mypy", *options, str(script)], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "mypy", *options, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "n_factors" in done.stdout, done.stdout[-500:]
 
