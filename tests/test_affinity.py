@@ -421,7 +421,7 @@ def test_what_cannot_work_is_said_before_any_work(options, y, words, glyphs, aff
 def test_images_for_volumes_and_other_shapes_are_refused(glyphs):
     flat = AffinityVAE(**SMALL).fit(glyphs.images)
     with pytest.raises(ValueError, match=r"\(N, 1, 32, 32\)"): flat.transform(np.zeros((2, 1, 32, 32, 32)))
-    with pytest.raises(ValueError, match="factors must have the shape"): flat.inverse_transform(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"factors: shape \(2, 4\); expected"): flat.inverse_transform(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="pose must have the shape"):
         flat.inverse_transform(np.zeros((2, 3)), np.zeros((3, 2)))
     solid = AffinityVAE(**{**SMALL, "max_steps": 1}).fit(np.random.default_rng(0).normal(size=(8, 1, 32, 32, 32)))

@@ -207,7 +207,7 @@ def test_factor_vae_resumes_as_if_unbroken(cells, tmp_path, monkeypatch):
         )
     whole = make(None).fit(cells.images)
     class Power(Exception): pass
-    import cellinterp.factors.vae as module
+    import cellinterp.factors.vae_loss as module
     real, calls = module.discriminator_loss, [0]
     def failing(*a):
         calls[0] += 1

@@ -148,7 +148,7 @@ def test_one_class_and_bad_arguments():
     assert set(simulate_nuclei(10, classes=["anaphase"]).labels) == {"anaphase"}
     with pytest.raises(ValueError, match="size"): simulate_nuclei(3, size=31)
     with pytest.raises(ValueError, match="classes"): simulate_nuclei(3, classes=["telophase"])
-    with pytest.raises(ValueError, match="n: expected"): simulate_nuclei(-1)
+    with pytest.raises(ValueError, match="n: -1; expected 0 or more"): simulate_nuclei(-1)
 
 
 # --- measure

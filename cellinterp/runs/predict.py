@@ -90,7 +90,8 @@ def _identity(images, taken):
         own = name
         while own in known or own in taken or (own != name and own in given): own += "_given"
         known[own] = _one_kind(column)
-    return pd.DataFrame(known)
+    last = [name for name in ("label", "group") if name in known]
+    return pd.DataFrame(known)[[*[name for name in known if name not in last], *last]]
 
 
 def _one_kind(column):
