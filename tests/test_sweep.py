@@ -440,7 +440,8 @@ def fake_slurm(folder: Path):
         "squeue": f"for p in {folder}/*.pid; do kill -0 $(cat $p) 2>/dev/null && basename $p .pid; done; true",
     }
     for name, script in scripts.items():
-        (folder / name).write_text(f"#!/bin/bash\n[ \"$1\" = --test-only ] && exit 0\necho {name} >> {folder}/calls\n{script}\n")
+        head = '#!/bin/bash\n[ "$1" = --test-only ] && exit 0\n'
+        (folder / name).write_text(f"{head}echo {name} >> {folder}/calls\n{script}\n")
         (folder / name).chmod(0o755)
     return folder
 
