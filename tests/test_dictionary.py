@@ -801,7 +801,9 @@ def test_a_loud_column_or_few_distinct_rows_are_fitted(cls):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for rows in (loud, np.repeat(X[:5], 80, 0), loud * 1e-9, loud[:, ::-1] * 1e6):
-            assert cls(24, 3, random_state=0, device="cpu").fit(rows).score(rows) > (.7 if cls is JumpReLUSAE else .8)
+            score = cls(24, 3, random_state=0, device="cpu").fit(rows).score(rows)
+            if cls is JumpReLUSAE and .7 < score <= .8: pytest.xfail(f"{score:.2f}; .8 is asked")
+            assert score > .8
 
 
 def test_a_fit_worse_than_the_mean_says_so():
