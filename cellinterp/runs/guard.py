@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
+
+import cellinterp
 
 MARK = "CELLINTERP_MARKS"                    # marks of the runs that a process belongs to, the outermost first
 
@@ -70,8 +73,10 @@ def guarded():
     """
     mark, before = uuid.uuid4().hex, os.environ.get(MARK)
     alone = {k: v for k, v in os.environ.items() if k != MARK}
+    # an editable install has no entry in sys.path: the guard is told where the package lies
+    paths = [p or os.getcwd() for p in sys.path] + [str(Path(cellinterp.__file__).parents[1])]
     guard = subprocess.Popen(
-        [sys.executable, "-S", "-E", "-c", _GUARD, mark, *[p or os.getcwd() for p in sys.path]], stdin=subprocess.PIPE,
+        [sys.executable, "-S", "-E", "-c", _GUARD, mark, *paths], stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=alone, start_new_session=True,
     )
     os.environ[MARK] = f"{before or ''} {mark}".strip()
