@@ -2484,6 +2484,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'cellinterp.runs.folder.clear_work': ('runs/folder.html#clear_work', 'cellinterp/runs/folder.py'),
                                         'cellinterp.runs.folder.earlier_result': ( 'runs/folder.html#earlier_result',
                                                                                    'cellinterp/runs/folder.py'),
+                                        'cellinterp.runs.folder.has_result': ('runs/folder.html#has_result', 'cellinterp/runs/folder.py'),
                                         'cellinterp.runs.folder.lock_folder': ('runs/folder.html#lock_folder', 'cellinterp/runs/folder.py'),
                                         'cellinterp.runs.folder.locked': ('runs/folder.html#locked', 'cellinterp/runs/folder.py'),
                                         'cellinterp.runs.folder.made_before': ('runs/folder.html#made_before', 'cellinterp/runs/folder.py'),

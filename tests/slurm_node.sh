@@ -35,8 +35,8 @@ AuthInfo=socket=$socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
-SlurmctldPort=$((20000 + RANDOM % 10000))
-SlurmdPort=$((30000 + RANDOM % 10000))
+SlurmctldPort=$((20000 + RANDOM % 5000))
+SlurmdPort=$((25000 + RANDOM % 5000))
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid

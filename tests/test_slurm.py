@@ -105,7 +105,8 @@ def test_a_sweep_and_a_job_that_is_cancelled_from_outside(slurm):
     until(jobs)
     subprocess.run(["scancel", *jobs()], check=True)
     check(process, RUNS)
-    assert all(finished()[name] == result for name, result in before.items())            # not even the seconds differ
+    after = finished()
+    assert {name: after[name] for name in before} == before                              # not even the seconds differ
 
 
 def test_a_node_that_is_drained_and_resumed(slurm):

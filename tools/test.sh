@@ -1,39 +1,45 @@
 #!/usr/bin/env bash
-# All the checks of `make test`, with the seconds of each stage; `tools/test.sh quick` is `make check`. A stage that fails ends it.
-set -euo pipefail
+# All the checks of `make test`, with the seconds of each; `tools/test.sh quick` is `make check`. Every check runs; one that fails prints
+# its output, and the whole fails.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-work=$(mktemp -d); trap 'rm -rf "$work"; kill $(jobs -p) 2>/dev/null || true' EXIT
-times="$work/times"; touch "$times"
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+export work
 
-stage() {  # stage NAME COMMAND…
-  local name=$1 start=$SECONDS; shift
-  echo; echo "=== $name"
-  "$@" || { echo "=== $name: FAILED after $((SECONDS - start)) s"; exit 1; }
-  printf '%-10s %5d s\n' "$name" $((SECONDS - start)) >> "$times"
+check() {  # check NAME COMMAND…: the output is shown of what fails only
+  local name=$1 start=$SECONDS log="$work/${1//\//_}.log" rc=0; shift
+  "$@" > "$log" 2>&1 || rc=$?
+  printf '%-28s %5d s%s\n' "$name" $((SECONDS - start)) "$([ $rc = 0 ] || echo '  FAILED')" | tee -a "$work/times"
+  if [ $rc != 0 ]; then sed "s|^|$name: |" "$log"; fi
+  return $rc
+}
+export -f check
+
+job() {  # one line of the queue: KIND NAME
+  case $1 in
+    tutorial) check "tutorial $2" cellinterp run "$2" -p quick=true --out "$work/$2" ;;
+    notebooks) check "notebooks $2" nbdev-test "nbs/$2" --n-workers 0 ;;  # the cells of a folder share a process
+    docs) check docs python tools/build_docs.py ;;
+  esac
+}
+export -f job
+
+queue() {  # the longest first; two lanes for two cores
+  printf '%s\n' "notebooks laws" "notebooks runs" "notebooks data" "notebooks concepts" "docs -" "notebooks factors" "notebooks explain"
+  for nb in nbs/tutorials/*.ipynb; do echo "tutorial $(basename "$nb" .ipynb)"; done
+  printf '%s\n' "notebooks training" "notebooks guides" "notebooks index.ipynb"
 }
 
-tutorials() {
-  local nb
-  for nb in nbs/tutorials/*.ipynb; do
-    cellinterp run "$(basename "$nb" .ipynb)" -p quick=true --out "$work/$(basename "$nb" .ipynb)" || return 1
-  done
-}
-
-# the cells of one notebook share a process; several workers would wait minutes for the pools that notebooks leave behind
-notebooks() { nbdev-test --n-workers 0; }
-
-stage export tools/generated.sh
-stage lint ruff check --quiet .
+failed=0
+check export tools/generated.sh || failed=1
+check lint ruff check . || failed=1
 if [ "${1:-}" = quick ]; then
-  stage pytest python -m pytest -n 2 --dist loadfile -m "not slow and not browser and not julia"
+  check pytest python -m pytest -q -n 2 --dist loadfile -m "not slow and not browser and not julia" || failed=1
 else
-  # two lanes for two cores: the tutorials run beside the notebooks
-  (stage tutorials tutorials) > "$work/tutorials.log" 2>&1 & lane=$!
-  stage notebooks notebooks
-  wait $lane || { cat "$work/tutorials.log"; exit 1; }
-  tail -n 3 "$work/tutorials.log"
-  stage docs python tools/build_docs.py
-  stage pytest python -m pytest -n 2 --dist loadfile
+  queue | xargs -P 2 -I LINE bash -c 'job LINE' || failed=1
+  check pytest python -m pytest -q -n 2 --dist loadfile -rfE --durations=25 || failed=1
+  [ $failed = 0 ] && tail -n 3 "$work/pytest.log"
 fi
-echo; cat "$times"
+echo; echo "$SECONDS s in all"
+exit $failed

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from .experiment import SLURM, check_slurm
-from .folder import STATUS, work_folder
+from .folder import STATUS, has_result, work_folder
 from .process import RunProcess, worker_env
 from .remote import local_folder
 
@@ -34,6 +34,9 @@ def run_here(spec: dict) -> dict:
     the outcome.
     """
     if spec["job"]: end_with_sweep(spec["alive"])
+    # dask repeats the tasks of a worker that was lost: this one may have ended before its answer came home
+    if has_result(local_folder(spec["params"]["out"]), spec["kept"], spec["code"]):
+        return dict(state="done", seconds=0.0)
     task, gone = RunProcess(spec), _Gone(spec["alive"])
     while (outcome := task.poll()) is None:
         if gone():
@@ -219,10 +222,16 @@ def slurm_pool(resources: dict, workers: int, n_runs: int, folder) -> DaskPool:
 
 
 def accepts(script: str) -> None:
-    "Raise OSError, with what SLURM says, unless its controller answers and would take this job."
+    """Raise OSError, with what SLURM says, unless its controller answers and would take this job.
+
+    While nodes are drained SLURM takes jobs that it says it could not start: such a job waits, and is not refused.
+    """
     if shutil.which("sinfo") is None: return                     # some sites have only what is needed to submit
+    drained = False
     try:
         for command in ["sinfo", "-h"], ["sbatch", "--test-only"]:
             done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60)
-            if done.returncode: raise OSError(f"slurm: {command[0]} says: {' '.join(done.stderr.split())[:300]}")
+            if done.returncode == 0: drained = " drain" in done.stdout or " drng" in done.stdout
+            elif not (drained and "not available" in done.stderr):
+                raise OSError(f"slurm: {command[0]} says: {' '.join(done.stderr.split())[:300]}")
     except subprocess.TimeoutExpired: raise OSError("slurm: the controller does not answer within a minute") from None

@@ -26,8 +26,8 @@ OURS = (RESULT, EXECUTED, FAILED, REPORT, MODEL, TENSORBOARD_FILES)
 # %% auto #0
 __all__ = ['RESULT', 'EXECUTED', 'FAILED', 'REPORT', 'STATUS', 'LOG', 'MODEL', 'TENSORBOARD_FILES', 'WORK', 'CHECKPOINT', 'LIVE',
            'RUNNING', 'READY', 'LOCK', 'MARKER', 'OURS', 'HELD', 'work_folder', 'clear_work', 'remove',
-           'earlier_result', 'made_before', 'refuse_foreign', 'move_out', 'Busy', 'lock_folder', 'unlock_folder',
-           'locked']
+           'earlier_result', 'has_result', 'made_before', 'refuse_foreign', 'move_out', 'Busy', 'lock_folder',
+           'unlock_folder', 'locked']
 
 # %% ../../nbs/runs/folder.ipynb #a4a31fcb
 def work_folder(folder) -> Path:
@@ -75,6 +75,13 @@ def earlier_result(folder) -> dict | None:
     except (OSError, ValueError): return None
     kinds = dict(schema=int, notebook=str, parameters=dict, metrics=dict, artifacts=list)
     return result if all(isinstance(result.get(k), kind) for k, kind in kinds.items()) else None
+
+
+def has_result(folder, kept: dict, code: str | None) -> bool:
+    "Whether a folder holds a whole result of these parameters (without `out`) and of this code (None: of any)."
+    result = earlier_result(folder)
+    if result is None or code not in (None, result.get("code_hash")): return False
+    return all(result["parameters"].get(k) == v for k, v in kept.items())
 
 
 def made_before(folder) -> set[str]:

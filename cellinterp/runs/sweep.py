@@ -19,7 +19,7 @@ from pathlib import Path
 from ..data.files import write_atomically
 from .experiment import KEYS, RESOURCES, Experiment, expand_grid, read_experiment
 from .facts import ELSEWHERE, code_hash, jsonable, n_cores
-from .folder import RESULT, STATUS, earlier_result, locked
+from .folder import RESULT, STATUS, earlier_result, has_result, locked
 from .guard import guarded
 from .process import RunProcess, read_record, worker_env
 from .remote import is_url, join, local_folder, probe, pull, push
@@ -36,6 +36,8 @@ class Planned:
     folder: Path
     params: dict
     state: str            # "finished", "changed" (a result of other code), "interrupted", "failed" or "new"
+    kept: dict            # the parameters that its result must name,
+    code: str | None      # and the hash of its code; None where a result of any code counts
 
     @property
     def due(self) -> bool: return self.state != "finished"
@@ -43,7 +45,7 @@ class Planned:
 
 def plan(experiment: Experiment, out, keep_finished: bool = False) -> list[Planned]:
     "The runs of an experiment in the folder `out`, each with its state."
-    code, folder = code_hash(experiment.notebook), local_folder(out)
+    code, folder = None if keep_finished else code_hash(experiment.notebook), local_folder(out)
     pull(out, lambda name: name.endswith((RESULT, STATUS)))
     there = {p.name.rpartition("-")[2]: p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
     runs = []
@@ -57,19 +59,20 @@ def plan(experiment: Experiment, out, keep_finished: bool = False) -> list[Plann
                 name,
                 folder / name,
                 {**params, "out": join(out, name)},
-                _state(folder / name, kept, code, keep_finished),
+                _state(folder / name, kept, code),
+                kept,
+                code,
             )
         )
     return runs
 
 
-def _state(folder: Path, kept: dict, code: str, keep_finished: bool) -> str:
-    result, status = earlier_result(folder), read_record(folder / STATUS) or {}
-    same = result is not None and all(result["parameters"].get(k) == v for k, v in kept.items())
-    if same and (keep_finished or result.get("code_hash") == code): return "finished"
+def _state(folder: Path, kept: dict, code: str | None) -> str:
+    if has_result(folder, kept, code): return "finished"
+    status = read_record(folder / STATUS) or {}
     if status.get("state") == "failed": return "failed"
     if status.get("state") == "running": return "interrupted"
-    return "new" if result is None else "changed"
+    return "new" if earlier_result(folder) is None else "changed"
 
 # %% auto #0
 __all__ = ['PLAN', 'Planned', 'plan', 'LocalPool', 'sweep']
@@ -172,7 +175,7 @@ def sweep(
             device = None if devices is None else devices[slot % len(devices)].strip()
             env = {**worker_env(threads, device), **({TENSORBOARD: "1"} if tensorboard else {})}
             return dict(notebook=str(experiment.notebook), params=run.params, env=env, report=report,
-                        seconds=60 * experiment.resources["minutes"])
+                        seconds=60 * experiment.resources["minutes"], kept=run.kept, code=run.code)
         outcomes = {}
         if due:
             used = _pool(where, workers, len(due), experiment.resources, folder, scheduler)
