@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "images": ["ImageSet"],
     "readers": ["load_images"],
     "crops": ["write_crops"],
+    "lazy": ["LazyImages"],
     "masks": ["crops_from_masks"],
     "morphology": ["MORPHOLOGY", "find_objects", "measure", "unit_of"],
     "euler": ["dynamo_angles", "dynamo_rotations", "relion_angles", "relion_rotations"],

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .axes import as_nchw, as_strings, guess_axes
+from .axes import AXIS_ALIAS, as_nchw, as_strings, guess_axes
+from .lazy import lazy_array, wants_lazy
 from .notes import Notes
 from .stores import check_array, open_zarr, require_chunks
 
@@ -65,7 +66,7 @@ def open_store(path):
     import zarr
     return zarr.open(str(path), mode="r") if "://" in str(path) else open_zarr(path)
 
-
+# %% ../../nbs/data/arrays.ipynb #b9c42c5d
 def named_arrays(path) -> tuple[dict, dict]:
     """The arrays of a zarr store by name, and its attributes; a store that is one array is called `images`.
 
@@ -148,7 +149,7 @@ def _first(names, words):
     return next((lower[w] for w in words if w in lower), None)
 
 
-def read_arrays(arrays, attributes: dict, axes: str | None, channels, notes: Notes) -> Stored:
+def read_arrays(arrays, attributes: dict, axes: str | None, channels, notes: Notes, lazy=False) -> Stored:
     """The images of named arrays, and what is known about each.
 
     Parameters
@@ -163,6 +164,8 @@ def read_arrays(arrays, attributes: dict, axes: str | None, channels, notes: Not
         Number or names of channels.
     notes : Notes
         Takes what was understood.
+    lazy : bool, default False
+        Leave the images of a zarr store in it; None: if they take more than 2 GB.
 
     Raises
     ------
@@ -180,10 +183,10 @@ def read_arrays(arrays, attributes: dict, axes: str | None, channels, notes: Not
     if key is None and (len(stacks) == 1 or len(names) == 1):
         key = stacks[0] if stacks else names[0]
         notes.add(f"source: array {key} is read as the images; its name is no label", warn=False)
-    if key is not None: return _read_images(arrays, key, names, attributes, axes, channels, notes)
+    if key is not None: return _read_images(arrays, key, names, attributes, axes, channels, notes, lazy=lazy)
     return _read_classes(arrays, names, attributes, axes, channels, notes)
 
-
+# %% ../../nbs/data/arrays.ipynb #577595fa
 def _unpacked(npz, notes: Notes) -> dict:
     "The arrays of an .npz, each read once; Python objects are left out where nothing needs them."
     found = {}
@@ -200,9 +203,9 @@ def _unpacked(npz, notes: Notes) -> dict:
             notes.add(f"source: array {name} left out: it holds Python objects, which are never unpickled")
     return found
 
-
-def _read_images(arrays, key, names, attributes, axes, channels, notes, split: str = "") -> Stored:
-    images = _get(arrays, key)
+# %% ../../nbs/data/arrays.ipynb #cb93fe4a
+def _read_images(arrays, key, names, attributes, axes, channels, notes, split: str = "", lazy=False) -> Stored:
+    images = arrays[key] if hasattr(arrays[key], "chunks") else _get(arrays, key)
     def mine(words):
         return _first(
             [n for n in names if n != key],
@@ -215,7 +218,12 @@ def _read_images(arrays, key, names, attributes, axes, channels, notes, split: s
     classes = _first(names, CLASS_WORDS)
     classes = attributes.get("classes") if classes is None else [str(c) for c in as_strings(_get(arrays, classes))]
     labels = None if label is None else named_labels(_get(arrays, label), classes, notes)
-    images = as_nchw(images, axes or guess_axes(images.shape, key, stack=labels is not None), channels, name=key)
+    axes = axes or guess_axes(images.shape, key, stack=labels is not None)
+    if not wants_lazy(images, lazy) or axes.translate(AXIS_ALIAS)[:1] != "N":
+        images = as_nchw(images if isinstance(images, np.ndarray) else _get(arrays, key), axes, channels, name=key)
+    else:
+        def convert(part): return as_nchw(part, axes, channels, name=key)
+        images = lazy_array(images, convert, (images.shape[0], *convert(images[:1]).shape[1:]))
     out = Stored(images, labels, None if classes is None else [str(c) for c in classes],
                  pixel_size=attributes.get("pixel_size"), channels=attributes.get("channels"))
     used, columns, left = {key, label, *CLASS_WORDS}, {}, []
@@ -239,7 +247,7 @@ def _read_images(arrays, key, names, attributes, axes, channels, notes, split: s
     if columns: out.table = pd.DataFrame(columns)
     return out
 
-
+# %% ../../nbs/data/arrays.ipynb #40dcffe5
 def _read_splits(arrays, names, pairs, attributes, axes, channels, notes) -> Stored:
     "train_images, test_images, … as one set with a column split."
     order = sorted(pairs, key=lambda n: SPLITS.index(_split_of(n)[0]))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .lazy import is_lazy
+
 # %% auto #0
 __all__ = ['MAX_CHANNELS', 'MIN_SIZE', 'AXIS_ALIAS', 'likely_axes', 'guess_axes', 'axis_letters', 'as_nchw', 'native',
            'check_channels', 'check_images', 'check_labels', 'as_strings']
@@ -116,7 +118,7 @@ def check_images(
             raise ValueError(
                 f"{name}: mixed sizes: {name}[0] is {shapes[0]}, {name}[{odd}] is {shapes[odd]}; expected one size"
             )
-    images = np.asarray(images)
+    images = images if is_lazy(images) else np.asarray(images)
     if images.dtype == bool:
         images = images.astype(np.uint8)
     if images.dtype.kind not in "uif":
@@ -142,12 +144,14 @@ def check_images(
                 else ""
             )
         )
-    images = native(images)
-    _check_finite(images, name)
+    if not is_lazy(images):                                                 # of a lazy set each batch, when it is read
+        images = native(images)
+        _check_finite(images, name)
     if labels is None:
         return images
     return images, check_labels(labels, len(images), min_classes)
 
+# %% ../../nbs/data/axes.ipynb #55b9613c
 def _check_finite(images: np.ndarray, name: str, rows: int = 256):
     if images.dtype.kind != "f": return
     for start in range(0, len(images), rows):                               # in blocks: no second copy of a large set
@@ -158,6 +162,7 @@ def _check_finite(images: np.ndarray, name: str, rows: int = 256):
                 f"{name}: {int((~finite[bad]).sum())} NaN or infinite pixels came in {name}[{start + bad}]; expected"
                 " finite numbers"
             )
+
 
 def check_labels(labels, n: int, min_classes: int = 2, name: str = "labels") -> np.ndarray:
     "`n` labels in one dimension, at least `min_classes` different ones (\"\" not counted); a ValueError otherwise."
@@ -175,6 +180,7 @@ def check_labels(labels, n: int, min_classes: int = 2, name: str = "labels") -> 
         )
         raise ValueError(f"{name}: {came} came; expected at least {min_classes} classes")
     return labels
+
 
 def as_strings(values) -> np.ndarray:
     """Any column as strings, one form for one identifier.
@@ -196,4 +202,3 @@ def _as_string(value) -> str:
     if isinstance(value, (float, np.floating)) and abs(value) < 1e15 and float(value).is_integer():
         return str(int(value))
     return str(value)
-

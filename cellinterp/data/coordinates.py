@@ -116,7 +116,7 @@ def _origins(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     if turn is None: return known, unknown
     return np.einsum("nij,nj->ni", turn, known), np.einsum("nij,nj->ni", turn, unknown)
 
-
+# %% ../../nbs/data/coordinates.ipynb #9b131977
 def positions(table: pd.DataFrame, pixel_size: float | None = None, shape=None) -> tuple[pd.DataFrame, pd.Series]:
     """Where the particles of a RELION table lie.
 

@@ -59,7 +59,7 @@ def _stem(name: str) -> str:
     stem = re.sub(r"(\.ome)?\.[A-Za-z0-9]+$", "", name)
     return _ENDS.sub("", stem)
 
-
+# %% ../../nbs/data/crops.ipynb #333d2001
 def pair_masks(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
     """Pairs of a field and its mask, by name.
 
@@ -171,7 +171,7 @@ def write_crops(images, masks, out, size: int = 64, *, axes: str | None = None, 
     partial.rename(out)
     return int(stack.shape[0])
 
-
+# %% ../../nbs/data/crops.ipynb #3e925e40
 def _objects(mask: np.ndarray, name: str, notes: Notes) -> np.ndarray:
     "Numbers of objects; a yes-or-no mask is split into connected ones, and that is said."
     if mask.dtype.kind == "f":

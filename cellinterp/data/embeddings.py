@@ -75,7 +75,7 @@ def _lincs(folder):
 
 _READERS = dict(bbbc021_profiles=_bbbc021, lincs_a549_plate=_lincs)
 
-
+# %% ../../nbs/data/embeddings.ipynb #191f974d
 def load_profiles(data, controls=None, metadata="Metadata_", features=None, key=None):
     """Profiles or embeddings with their metadata, as an AnnData.
 
@@ -122,7 +122,7 @@ def load_profiles(data, controls=None, metadata="Metadata_", features=None, key=
             )
     return adata
 
-
+# %% ../../nbs/data/embeddings.ipynb #fe86c6dc
 def _read_file(path, metadata, features, key):
     "A table, an AnnData or an HDF5 file of embeddings."
     if path.suffix == ".h5ad": return _read_h5ad(path, key)
@@ -175,7 +175,7 @@ def _read_h5ad(path, key):
         )
     return anndata.AnnData(np.asarray(adata.obsm[key]), obs=adata.obs)
 
-
+# %% ../../nbs/data/embeddings.ipynb #a3ee2abc
 def _read_h5(path, key):
     "One array (N, d) of features; arrays (N,) beside it are metadata."
     with open_h5(path) as file:
@@ -190,7 +190,6 @@ def _read_h5(path, key):
         X = arrays[name][...]
         obs = pd.DataFrame({n: a[...] for n, a in arrays.items() if a.shape == X.shape[:1]}, index=range(len(X)))
     return _anndata(X, obs, [f"{name}_{j}" for j in range(X.shape[1])])
-
 
 # %% ../../nbs/data/embeddings.ipynb #dbcbd39a
 def simulate_profiles(n_mechanisms=6, compounds=4, replicates=6, n_plates=6, controls_per_plate=20, n_features=60, *,

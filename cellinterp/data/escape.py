@@ -198,7 +198,7 @@ def _one_line(name, text):
         raise ValueError(f"{name}: {text!r}; expected one line without control characters")
     return text
 
-
+# %% ../../nbs/data/escape.ipynb #67b625b4
 def to_slurm(option: str, value) -> str:
     """One `#SBATCH` line of a job script.
 

@@ -50,7 +50,7 @@ def relion_rotations(angles) -> np.ndarray:
     angles = _triples(angles, "rot, tilt and psi")
     return Rotation.from_euler("ZYZ", angles, degrees=True).inv().as_matrix().reshape(-1, 3, 3)
 
-
+# %% ../../nbs/data/euler.ipynb #6731756a
 def relion_angles(rotations) -> np.ndarray:
     """Matrices to RELION's angles.
 

@@ -10,13 +10,13 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from .images import ImageSet
+from .lazy import is_lazy
 
 # %% auto #0
 __all__ = ['odd_images', 'image_facts']
 
 # %% ../../nbs/data/facts.ipynb #eca9d2f7
-def odd_images(cells: ImageSet) -> pd.DataFrame:
+def odd_images(cells) -> pd.DataFrame:
     """Which images are odd, and why.
 
     Parameters
@@ -49,8 +49,8 @@ def odd_images(cells: ImageSet) -> pd.DataFrame:
         seen.add(digest)
     return pd.DataFrame(rows, columns=["empty", "saturated", "twice", "border"]).astype(bool)
 
-
-def image_facts(cells: ImageSet) -> dict:
+# %% ../../nbs/data/facts.ipynb #bfd16f5f
+def image_facts(cells) -> dict:
     """What an image set is, as pairs of a word and a sentence.
 
     Parameters
@@ -64,17 +64,19 @@ def image_facts(cells: ImageSet) -> dict:
         From "images", "size", "numbers", … to text.
     """
     n, c, *size = cells.images.shape
+    seen = cells if not is_lazy(cells.images) else cells.subset(np.unique(np.linspace(0, n - 1, min(n, 2000)).astype(int)))
+    pixels = np.asarray(seen.images)
     names = cells.channels or [f"channel {k}" for k in range(c)]
     ranges = (
         [
-            f"{name}: {np.min(cells.images[:, k]):g} to {np.max(cells.images[:, k]):g}, middle"
-            f" {np.median(cells.images[:, k]):g}"
+            f"{name}: {np.min(pixels[:, k]):g} to {np.max(pixels[:, k]):g}, middle"
+            f" {np.median(pixels[:, k]):g}"
             for k, name in enumerate(names)
         ]
         if n
         else []
     )
-    odd = odd_images(cells).sum()
+    odd = odd_images(seen).sum()
     counts = ", ".join(f"{k} {int((cells.labels == k).sum())}" for k in cells.class_names)
     nothing = int((cells.labels == "").sum())
     spacing = "not known" if cells.spacing is None else " x ".join(f"{s:g}" for s in cells.spacing) + " µm"
@@ -102,5 +104,6 @@ def image_facts(cells: ImageSet) -> dict:
         ", ".join(f"{int(v)} {k}" for k, v in odd.items() if v)
         or "none: no empty, saturated or double image, none at the border"
     )
+    if seen is not cells: found["odd images"] += f" (of {len(pixels)} of them, spread over all)"
     if cells.metadata is not None: found["columns"] = ", ".join(map(str, cells.metadata.columns))
     return found

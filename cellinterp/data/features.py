@@ -51,7 +51,7 @@ def is_measurement(name, prefix: str = "Metadata_") -> bool:
     if _BOOKS.match(name) or _PLACES.match(name) or is_identifier(name): return False
     return _DOSES.fullmatch(bare(name)) is None
 
-
+# %% ../../nbs/data/features.ipynb #d63a6710
 def split_features(table: pd.DataFrame, prefix: str = "Metadata_", features=None, notes: Notes | None = None,
                    name: str = "data") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The measurements of a table, and everything else.
@@ -114,7 +114,7 @@ def split_features(table: pd.DataFrame, prefix: str = "Metadata_", features=None
               + (" …" if len(aside) > 8 else "") if aside else ""), warn=False)
     return values, rest
 
-
+# %% ../../nbs/data/features.ipynb #0ef899ad
 def _numbers(column: pd.Series):
     "A column as numbers, or None where it holds words."
     if pd.api.types.is_bool_dtype(column.dtype):

@@ -76,7 +76,7 @@ def write_atomically(path, content, overwrite: bool = True) -> None:
     with whole_file(path, overwrite) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
-
+# %% ../../nbs/data/files.ipynb #013e33d9
 @functools.cache
 def _umask() -> int:
     "The permissions that new files shall not have."
@@ -144,7 +144,7 @@ def read_bounded(path, max_bytes: int = JSON_BYTES) -> bytes:
         raise ValueError(f"{path.name}: {facts.st_size:,} bytes; expected at most {max_bytes:,}")
     with open(path, "rb") as file: return file.read(max_bytes)
 
-
+# %% ../../nbs/data/files.ipynb #900deefc
 def parse_json(text, expected=None, name: str = "JSON", max_depth: int = JSON_DEPTH):
     """The value of a JSON text, if it is of the expected kind and no deeper than allowed.
 

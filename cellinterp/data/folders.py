@@ -26,8 +26,7 @@ VENDORS = (".czi", ".nd2", ".lif", ".oib", ".oif", ".vsi", ".ims", ".dv", ".r3d"
 _SYSTEM = {"@eaDir", "__MACOSX", "__pycache__", "System Volume Information", "$RECYCLE.BIN", "lost+found", "Thumbs.db"}
 
 # %% auto #0
-__all__ = ['ENDINGS', 'VENDORS', 'FITS', 'is_image', 'list_images', 'Picture', 'as_picture', 'read_file', 'read_files',
-           'fit_sizes']
+__all__ = ['ENDINGS', 'VENDORS', 'is_image', 'list_images', 'Picture', 'as_picture', 'read_file', 'read_files']
 
 # %% ../../nbs/data/folders.ipynb #38d52c69
 def is_image(path: Path) -> bool:
@@ -41,7 +40,7 @@ def _hidden(path: Path) -> bool:
 
 def _order(path: Path) -> str: return path.as_posix()
 
-
+# %% ../../nbs/data/folders.ipynb #8ed647bc
 def list_images(folder: Path, nested: bool, notes: Notes) -> tuple[list[Path], list[str] | None]:
     """The images of a folder, sorted, and the class of each (None: no folders of classes).
 
@@ -95,7 +94,7 @@ def list_images(folder: Path, nested: bool, notes: Notes) -> tuple[list[Path], l
 def _direct(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if is_image(p) and not _hidden(p)), key=_order)
 
-
+# %% ../../nbs/data/folders.ipynb #e4911d2a
 def _below(folder: Path) -> list[Path]:
     found = []
     for where, folders, files in os.walk(folder):
@@ -178,7 +177,7 @@ def as_picture(series: list[Series], name: str, companions=(), places=None, dept
         np.concatenate(parts) if len(parts) > 1 else parts[0], spacing, series[0].channels, rows, list(companions)
     )
 
-
+# %% ../../nbs/data/folders.ipynb #b04948fe
 def read_file(path: Path, axes: str | None = None, notes: Notes | None = None, scene=None, level: int = 0,
               depth: str | None = None) -> Picture:
     """One image file.
@@ -245,9 +244,10 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
     """
     from tqdm.auto import tqdm
     def one(path): return read_file(path, axes, notes, scene, level, depth)
-    first, places, pictures, done, chunk = one(files[0]), [], [], {}, 256
+    def several(paths): return [one(path) for path in paths]
+    first, places, pictures, done, chunk = one(files[0]), [], [], {}, 1024
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        bar = tqdm(total=len(files), unit="file", disable=not (len(files) > 2000 if progress is None else progress))
+        bar = tqdm(total=len(files), unit="file", mininterval=0.5, disable=not (len(files) > 2000 if progress is None else progress))
         for start in range(0, len(files), chunk):
             block = [k for k in range(start, min(start + chunk, len(files))) if _key(files[k]) not in done]
             got = [first if k == 0 else None for k in block]
@@ -259,7 +259,9 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
                     got[i] = got[i] or one(files[k])
                     for other in got[i].companions: done[(str(files[k].parent), other)] = k
             else:
-                for i, picture in zip(todo, pool.map(one, [files[block[i]] for i in todo])): got[i] = picture
+                parts = [todo[i:i + 32] for i in range(0, len(todo), 32)]
+                for part, pictures_of in zip(parts, pool.map(several, [[files[block[i]] for i in p] for p in parts])):
+                    for i, picture in zip(part, pictures_of): got[i] = picture
             for k, picture in zip(block, got):
                 if picture is None or done.get(_key(files[k]), k) != k: continue
                 for other in picture.companions: done[(str(files[k].parent), other)] = k
@@ -277,90 +279,3 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
 
 
 def _key(path: Path) -> tuple: return str(path.parent), path.name
-
-# %% ../../nbs/data/folders.ipynb #e3ef5465
-FITS = ("pad", "crop", "resize")
-
-
-def _padded(image: np.ndarray, size: tuple) -> np.ndarray:
-    "(C, …) padded to at least `size` with the median of each channel's border, as much on either side."
-    room = [max(0, n - s) for n, s in zip(size, image.shape[1:])]
-    if not any(room): return image
-    out = np.empty((len(image),) + tuple(s + r for s, r in zip(image.shape[1:], room)), image.dtype)
-    inner = tuple(slice(r // 2, r // 2 + s) for r, s in zip(room, image.shape[1:]))
-    for channel, target in zip(image, out):
-        edge = np.concatenate([np.take(channel, i, axis=a).ravel() for a in range(channel.ndim) for i in (0, -1)])
-        target[...] = np.median(edge).astype(image.dtype)
-        target[inner] = channel
-    return out
-
-
-def _cropped(image: np.ndarray, size: tuple) -> np.ndarray:
-    return image[(slice(None), *[slice((s - n) // 2, (s - n) // 2 + n) for s, n in zip(image.shape[1:], size)])]
-
-
-def fit_sizes(images: list, size, fit: str, names, notes: Notes) -> tuple[np.ndarray, np.ndarray]:
-    """Images of different sizes as one array.
-
-    Parameters
-    ----------
-    images : list of arrays (C, …)
-        Of one number of channels and axes.
-    size : int or sequence of int
-        Pixels along each axis.
-    fit : {"pad", "crop", "resize"}
-        See above.
-    names : sequence of str
-        What each is called in an error.
-    notes : Notes
-        Takes what was done to how many.
-
-    Returns
-    -------
-    array (N, C, …), array (N,)
-        The images, and by how much each was scaled (pixels after over pixels before).
-
-    Raises
-    ------
-    ValueError
-        For an unknown fit, and crops smaller than `size` with fit="crop".
-    """
-    if fit not in FITS: raise ValueError(f"fit: {fit!r}; expected one of {', '.join(FITS)}")
-    ndim = images[0].ndim - 1
-    goal = (int(size),) * ndim if np.ndim(size) == 0 else tuple(int(s) for s in size)
-    if len(goal) != ndim or min(goal) < 1:
-        raise ValueError(f"size: {size}; expected pixels, or one number for each of {ndim} axes")
-    scale, out = np.ones(len(images)), None
-    smaller, larger = 0, 0
-    for k, image in enumerate(images):
-        small, large = any(s < n for s, n in zip(image.shape[1:], goal)), any(
-            s > n for s, n in zip(image.shape[1:], goal)
-        )
-        smaller, larger = smaller + small, larger + large
-        if fit == "crop" and small:
-            raise ValueError(
-                f'fit: {names[k]} has {" x ".join(map(str, image.shape[1:]))} pixels, less than size={size}; expected'
-                ' fit="pad", or a smaller size'
-            )
-        if fit == "resize" and image.shape[1:] != goal:
-            scale[k] = min(n / s for n, s in zip(goal, image.shape[1:]))
-            if scale[k] != 1:
-                image = _resized(
-                    image, tuple(min(n, max(1, round(s * scale[k]))) for s, n in zip(image.shape[1:], goal))
-                )
-        image = _cropped(_padded(image, goal), goal)
-        if out is None: out = np.empty((len(images),) + image.shape, image.dtype)
-        out[k] = image
-    done = {
-        "pad": f"{smaller} padded with their border's median, {larger} cropped",
-        "crop": f"{larger} cropped about their middle",
-        "resize": f"{int((scale != 1).sum())} scaled by {scale.min():.3g} to {scale.max():.3g}, and padded",
-    }[fit]
-    if smaller or larger: notes.add(f"{len(images)} images brought to {' x '.join(map(str, goal))} pixels: {done}")
-    return out, scale
-
-
-def _resized(image: np.ndarray, size: tuple) -> np.ndarray:
-    from skimage.transform import resize
-    out = resize(image.astype(np.float64), (len(image),) + size, order=1, anti_aliasing=True, preserve_range=True)
-    return np.round(out).astype(image.dtype) if image.dtype.kind in "ui" else out.astype(image.dtype)

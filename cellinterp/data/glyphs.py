@@ -66,7 +66,7 @@ def _covered(polygons: list[np.ndarray], size: int, fine: int = 8) -> np.ndarray
         np.add.at(cover, (line, pixel + 1), sign * part)
     return np.cumsum(cover, 1)[:, :size].reshape(size, fine, size).mean(1)
 
-
+# %% ../../nbs/data/glyphs.ipynb #e8dee86d
 def render_glyphs(
     letters=TRAIN_LETTERS, n: int = 1000, angle=(-180, 180), noise: float = 0.0, size: int = 64, seed: int = 0
 ) -> ImageSet:

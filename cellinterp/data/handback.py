@@ -48,7 +48,7 @@ def _columns(table: pd.DataFrame) -> pd.DataFrame:
     if "file" in table and "rlnImageName" not in out: out["rlnImageName"] = [_image_name(f) for f in table["file"]]
     return out
 
-
+# %% ../../nbs/data/handback.ipynb #bebe62b9
 def _place(out: pd.DataFrame, table: pd.DataFrame):
     "Positions: those of the file where x, y, z are still what they say, moved by what has changed; else x, y, z."
     if not set(AXES) <= set(table): return
@@ -128,7 +128,7 @@ def _with_optics(out: pd.DataFrame, table: pd.DataFrame, pixel_size) -> dict:
         kept[name] = out if block is None else blocks.get(name, pd.DataFrame(block) if loop else block)
     return {**{k: v for k, v in blocks.items() if k not in kept}, **kept}
 
-
+# %% ../../nbs/data/handback.ipynb #aeae7c50
 def write_star(
     path, rotations=None, classes=None, *, table=None, class_names=None, pixel_size: float | None = None,
     prior: bool = False, comments=(), overwrite: bool = False,
@@ -186,7 +186,7 @@ def _new_file(path, ending: str, overwrite: bool) -> Path:
         raise FileExistsError(f"path: {path.name} exists; expected another name, or overwrite=True")
     return path
 
-
+# %% ../../nbs/data/handback.ipynb #b5eb0a53
 def _one_length(**given) -> int:
     lengths = {name: len(v) for name, v in given.items() if v is not None}
     if len(set(lengths.values())) != 1:

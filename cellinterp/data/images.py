@@ -5,6 +5,7 @@
 # %% ../../nbs/data/images.ipynb #5f548b7e
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +20,12 @@ from cellinterp.data.axes import (  # noqa: F401
     check_labels,
     guess_axes,
 )
-
+from .facts import image_facts
+from .lazy import is_lazy
+from .sheets import contact_sheet, to_rgb  # noqa: F401
 
 # %% auto #0
-__all__ = ['as_spacing', 'ImageSet', 'concat', 'resample', 'to_rgb']
+__all__ = ['as_spacing', 'ImageSet', 'concat', 'resample']
 
 # %% ../../nbs/data/images.ipynb #8d6bf30a
 def as_spacing(pixel_size, ndim: int):
@@ -78,7 +81,7 @@ def _checked(cells: ImageSet):
     cells.pixel_size = as_spacing(cells.pixel_size, images.ndim - 2)
     cells.notes = [str(line) for line in cells.notes]
 
-
+# %% ../../nbs/data/images.ipynb #82a0a7c8
 def _shown(cells: ImageSet) -> str:
     "One line: number, size, channels, dtype, classes, groups, pixel size."
     n, c, *size = cells.images.shape
@@ -101,8 +104,8 @@ class ImageSet:
 
     Parameters
     ----------
-    images : array
-        (N, C, H, W) or (N, C, D, H, W), any numeric dtype.
+    images : array or LazyImages
+        (N, C, H, W) or (N, C, D, H, W), any numeric dtype; lazy ones are read when they are asked for.
     labels : sequence of str, default None
         N labels, "" = none.
     class_names : list of str, default None
@@ -137,7 +140,7 @@ class ImageSet:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.images = np.asarray(self.images)
+        self.images = self.images if is_lazy(self.images) else np.asarray(self.images)
         _checked(self)
 
     def __len__(self): return len(self.images)
@@ -145,25 +148,30 @@ class ImageSet:
     def __repr__(self): return _shown(self)
 
     @property
-    def spacing(self) -> tuple | None:
-        "µm a pixel along each axis ([z, ]y, x), or None."
-        if self.pixel_size is None: return None
-        return tuple(np.broadcast_to(self.pixel_size, self.images.ndim - 2).tolist())
+    def spacing(self) -> tuple | None: return _spacing(self)
 
-    def subset(self, rows) -> ImageSet:
-        "The images of an index array or a boolean mask, in its order; classes without images stay in `class_names`."
-        return _subset(self, rows)
+    def subset(self, rows) -> ImageSet: return _subset(self, rows)
 
-    def select(self, classes) -> ImageSet:
-        "The images of some classes, which are then shown in the order given. Raises ValueError for a class not there."
-        return _select(self, classes)
+    def select(self, classes) -> ImageSet: return _select(self, classes)
 
-    def plot(self, n: int = 8, seed: int = 0):
-        "A contact sheet: a row a class, `n` random images each. Returns a matplotlib Figure."
-        return _contact_sheet(self, n, seed)
+    def plot(self, n: int = 8, seed: int = 0): return contact_sheet(self, n, seed)
+
+    def report(self) -> pd.Series: return _report(self)
 
 # %% ../../nbs/data/images.ipynb #6a31f930
+def _spacing(cells: ImageSet) -> tuple | None:
+    "µm a pixel along each axis ([z, ]y, x), or None."
+    if cells.pixel_size is None: return None
+    return tuple(np.broadcast_to(cells.pixel_size, cells.images.ndim - 2).tolist())
+
+
+def _report(cells: ImageSet) -> pd.Series:
+    "What was read, how it looks in numbers, and what is odd, as pairs of a word and a sentence."
+    return pd.Series({**image_facts(cells), "notes": "; ".join(cells.notes) or "nothing was guessed or left out"})
+
+
 def _subset(cells: ImageSet, rows) -> ImageSet:
+    "The images of an index array or a boolean mask, in its order; classes without images stay in `class_names`."
     rows = np.asarray(rows)
     if rows.dtype == bool and rows.shape != (len(cells),):
         raise ValueError(f"rows: a mask of shape {rows.shape} came; expected ({len(cells)},)")
@@ -175,6 +183,7 @@ def _subset(cells: ImageSet, rows) -> ImageSet:
 
 
 def _select(cells: ImageSet, classes) -> ImageSet:
+    "The images of some classes, which are then shown in the order given; ValueError for a class not there."
     classes = [c.strip() for c in classes.split(",")] if isinstance(classes, str) else list(classes)
     unknown = [c for c in classes if c not in cells.class_names]
     if unknown:
@@ -247,66 +256,8 @@ def resample(cells: ImageSet, pixel_size: float | None = None) -> ImageSet:
     line = f"resampled from {' x '.join(f'{s:g}' for s in cells.spacing)} to {goal:g} µm a pixel"
     return replace(cells, images=out, pixel_size=goal, notes=[*cells.notes, line])
 
-# %% ../../nbs/data/images.ipynb #2c29648a
-# cyan, magenta, yellow, …
-_COLOURS = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, .5, 0], [.5, .5, .5]])
-
-def to_rgb(images: np.ndarray, low=None, high=None) -> np.ndarray:
-    """Images (N, C, [D,] H, W) as colours (N, H, W, 3) in [0, 1], for looking at: one channel grey, three as RGB,
-    others added up in colours.
-
-    `low`, `high` (C,) are the pixel values shown as black and full; by default the 0.5th and 99.8th percentiles of each
-    channel."""
-    images = np.asarray(images, dtype=np.float32)
-    if images.ndim == 5: images = images.mean(2)                                            # (N, C, H, W)
-    c = images.shape[1]
-    flat = np.moveaxis(images, 1, 0).reshape(c, -1)
-    low = np.nanpercentile(flat, 0.5, axis=1) if low is None else np.asarray(low)
-    high = np.nanpercentile(flat, 99.8, axis=1) if high is None else np.asarray(high)
-    shown = np.clip((images - low[:, None, None]) / np.maximum(high - low, 1e-12)[:, None, None], 0, 1)
-    colours = np.ones((1, 3)) if c == 1 else np.eye(3) if c == 3 else _COLOURS[np.arange(c) % len(_COLOURS)]
-    return np.clip(np.einsum("nchw,ck->nhwk", shown, colours), 0, 1)
-
-def _contact_sheet(cells: ImageSet, n: int, seed: int):
-    import matplotlib.pyplot as plt
-    if len(cells) == 0: raise ValueError("images: an empty set came; expected at least one image to plot")
-    random = np.random.default_rng(seed)
-    rows = [(name, np.flatnonzero(cells.labels == name)) for name in cells.class_names] + [
-        ("no label", np.flatnonzero(cells.labels == ""))
-    ]
-    rows = [(name, index) for name, index in rows if len(index)]
-    n = min(n, max(len(index) for _, index in rows))
-    picks = [np.sort(random.choice(index, min(n, len(index)), replace=False)) for _, index in rows]
-    rgb = to_rgb(cells.images[np.concatenate(picks)])                                       # one scale for all rows
-    h, w = rgb.shape[1:3]
-    gap = max(2, w // 20)
-    # inches: the longest name, and n images
-    width = 0.5 + 0.12 * max(len(name) for name, _ in rows) + 0.8 * n
-    figure = plt.figure(figsize=(width, 0.8 * len(rows) * h / w + 0.45), dpi=80, layout="constrained")
-    # a notebook shows what is returned, once
-    plt.close(figure)
-    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    start = 0
-    for axis, (name, index), pick in zip(panels, rows, picks):
-        strip = np.ones((h, n * (w + gap) - gap, 3))
-        for i, image in enumerate(rgb[start:start + len(pick)]): strip[:, i * (w + gap):i * (w + gap) + w] = image
-        start += len(pick)
-        axis.imshow(strip, interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-        axis.set_ylabel(f"{name}\n({len(index)})", rotation=0, ha="right", va="center", fontsize=11)
-    # a round bar of a fifth to a half of the first image
-    if cells.pixel_size is not None:
-        bar = max(b for b in (f * 10.0**e for e in range(-5, 5) for f in (1, 2, 5)) if b <= 0.5 * w * cells.spacing[-1])
-        panels[0].plot(
-            [w * 0.06, w * 0.06 + bar / cells.spacing[-1]], [h * 0.92] * 2, color="white", lw=2.5, solid_capstyle="butt"
-        )
-        panels[0].set_title(f"bar: {bar:g} µm" if bar >= .1 else f"bar: {bar * 1000:g} nm", fontsize=10, loc="left")
-    if cells.attribution:
-        figure.supxlabel(_wrapped(cells.attribution, max(30, int(16 * width))), fontsize=7, x=0.01, ha="left")
-    return figure
-
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-    return textwrap.fill(text, width)
+# %% ../../nbs/data/images.ipynb #bd709b74
+def __getattr__(name: str):
+    "`load_images` lived here once: that address still leads to it."
+    if name != "load_images": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("cellinterp.data.readers"), name)

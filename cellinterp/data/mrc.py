@@ -47,7 +47,7 @@ def _is_stack(header, array: np.ndarray, path) -> bool:
     if bare_suffix(path) in (".mrcs", ".st"): return True
     return bare_suffix(path) == ".mrc" and int(header.ispg) == 0 and int(header.mz) == 1 and len(array) > 1
 
-
+# %% ../../nbs/data/mrc.ipynb #895a0298
 def read_mrc(path, cubes: bool = True) -> tuple[np.ndarray, float | None, bool]:
     """A file of the MRC family.
 
@@ -94,7 +94,7 @@ def read_mrc(path, cubes: bool = True) -> tuple[np.ndarray, float | None, bool]:
         raise ValueError(f"voxels of {' x '.join(f'{s:g}' for s in known)} Å; expected cubes, or voxel_size=")
     return array, float(known.mean()), stack
 
-
+# %% ../../nbs/data/mrc.ipynb #5dc18d7a
 def write_volume(path, array, voxel_size: float | None = None, overwrite: bool = False):
     """A volume as .mrc or .map, or a stack of images as .mrcs, put in place at once.
 

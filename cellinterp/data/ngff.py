@@ -67,7 +67,7 @@ def _axes(multiscale: dict, ndim: int, name: str):
         )
     return letters, [a.get("unit") for a in axes]
 
-
+# %% ../../nbs/data/ngff.ipynb #3bafd4e3
 def _scale(transformations, ndim: int) -> np.ndarray:
     "The product of the scales among the transformations."
     scale = np.ones(ndim)
@@ -76,7 +76,7 @@ def _scale(transformations, ndim: int) -> np.ndarray:
             scale = scale * np.asarray(t["scale"], dtype=float)
     return scale
 
-
+# %% ../../nbs/data/ngff.ipynb #c3e0fa25
 def open_multiscale(group, level: int, notes: Notes, name: str, place: dict | None = None) -> NgffImage:
     """One image of OME-Zarr.
 
@@ -177,7 +177,7 @@ def open_ngff(source, level: int = 0, scene=None, notes: Notes | None = None) ->
 def _scenes(group) -> list[str]:
     return sorted((k for k in group.group_keys() if k.isdigit()), key=int)
 
-
+# %% ../../nbs/data/ngff.ipynb #31b4df2a
 def _plate(group, plate: dict, level, notes, name) -> list[NgffImage]:
     wells, found = plate.get("wells") or [], []
     for well in wells:

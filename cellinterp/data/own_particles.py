@@ -40,7 +40,7 @@ def _named_boxes(path: Path) -> ImageSet:
         pixel_size=None if size is None else size * 1e-4,
     )
 
-
+# %% ../../nbs/data/own_particles.ipynb #5e779ee7
 def load_particles(source, tomogram=None, labels=None, size: int = 32, pixel_size: float | None = None) -> ImageSet:
     """Particles from a list, a folder of maps, or one file.
 

@@ -66,7 +66,7 @@ def _with_optics(table: pd.DataFrame, optics: pd.DataFrame, name: str) -> pd.Dat
     if unknown: raise ValueError(f"path: {name} has particles of optics group {unknown[0]}; expected it in data_optics")
     return table.assign(**{c: optics[c].reindex(table[key]).to_numpy() for c in optics if c not in table})
 
-
+# %% ../../nbs/data/particles.ipynb #e2dbbe65
 def _csv(path: Path) -> pd.DataFrame:
     "A CSV file (commas, semicolons or tabs) whose names stay as written; an empty cell among numbers is NaN."
     header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
@@ -103,7 +103,7 @@ def _short_columns(table: pd.DataFrame, pixel_size, shape) -> pd.DataFrame:
     table.attrs["given"] = [pixel_size, None if shape is None else [int(s) for s in shape]]
     return table
 
-
+# %% ../../nbs/data/particles.ipynb #2d6cd264
 def read_particles(path, pixel_size: float | None = None, shape=None, need=("x", "y", "z")) -> pd.DataFrame:
     """Particles of a .star, .tbl or CSV file as a table with the columns above, those that the file has.
 
@@ -207,7 +207,7 @@ def _boxes(volume: np.ndarray, low: np.ndarray, size: int) -> np.ndarray:
         image[0] = part
     return images
 
-
+# %% ../../nbs/data/particles.ipynb #410f4c92
 def _particles_of(particles, volume, pixel_size, name) -> tuple[pd.DataFrame, np.ndarray]:
     "The list as a table in this tomogram's voxels, and its rows' numbers in the whole list."
     given = isinstance(particles, pd.DataFrame)
@@ -226,7 +226,7 @@ def _particles_of(particles, volume, pixel_size, name) -> tuple[pd.DataFrame, np
     if "tomogram" in table: here = _of_tomogram(table["tomogram"], name)
     return table[here].reset_index(drop=True), np.flatnonzero(here)
 
-
+# %% ../../nbs/data/particles.ipynb #a7e11c79
 def cut_particles(
     tomogram, particles, size: int = 32, *, edge: str = "drop", pixel_size: float | None = None, invert: bool = False,
     name: str | None = None,

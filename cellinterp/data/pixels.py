@@ -104,7 +104,7 @@ def _simple_png(content: bytes) -> bool:
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33: return False
     return content[24] in (8, 16) and content[25] in (0, 2) and b"tRNS" not in content and b"eXIf" not in content
 
-
+# %% ../../nbs/data/pixels.ipynb #48be8144
 def read_picture(path, notes: Notes) -> tuple[np.ndarray, str]:
     """The light of a picture file.
 

@@ -50,7 +50,7 @@ def grow_polycube(n_cells: int, random: np.random.Generator) -> np.ndarray:
 
 _COUNTS = {1: 1, 2: 1, 3: 2, 4: 8, 5: 29, 6: 166, 7: 1023}
 
-
+# %% ../../nbs/data/polycubes.ipynb #767f5cbc
 def polycube_volume(cells, size: int = 32, edge: float = 4.0, softness: float = 0.7) -> np.ndarray:
     """A polycube as a volume (size, size, size) of 0 … 1, centred on its centre of mass; edge : of a cube, and softness
     : of its faces, in voxels.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,114 +15,19 @@ import pandas as pd
 
 from .arrays import Stored, named_arrays, open_numpy, read_arrays
 from .axes import as_nchw, as_strings, check_channels
-from .folders import ENDINGS, VENDORS, as_picture, fit_sizes, is_image, list_images, read_files
+from .file_sets import ReadOptions, from_files
+from .fits import fit_sizes
+from .folder_cache import read_folder
+from .folders import ENDINGS, VENDORS, as_picture, is_image, list_images
 from .images import ImageSet
+from .joins import join_images, labels_of, whole_table
+from .lazy import LazyImages, is_lazy, lazy_array
 from .ngff import is_ngff, open_ngff
 from .notes import Notes
-from .pixels import one_depth
-from .tables import BY_ORDER, GROUP_WORDS, LABEL_WORDS, grouped, join_table, pick_column, read_table
+from .tables import GROUP_WORDS, grouped, pick_column, read_table
 
 # %% auto #0
 __all__ = ['load_images']
-
-# %% ../../nbs/data/readers.ipynb #bd460aa2
-@dataclass
-class _Options:
-    "What `load_images` was asked for, for the readers of each kind of source."
-    axes: str | None
-    channels: object
-    pixel_size: object
-    size: object
-    fit: str
-    nested: bool
-    scene: object
-    level: int
-    depth: str | None
-
-
-def _from_files(files: list[Path], names: list[str], labels, options: _Options, notes: Notes) -> Stored:
-    "Image files as one set, in their order."
-    places, pictures = read_files(files, names, options.axes, notes, options.scene, options.level, options.depth)
-    names = [names[k] for k in places]
-    counts = [len(p.images) for p in pictures]
-    many = [n for n, c in zip(names, counts) if c > 1]
-    if many:
-        notes.add(
-            f"{len(many)} of {len(names)} files hold several images ({many[0]} holds {max(counts)}): {sum(counts)}"
-            " images in all",
-            warn=False,
-        )
-    images = [p.images for p in pictures]
-    if options.size is None and len({i.shape[1:] for i in images}) > 1: raise _mixed_sizes(images, names)
-    _same_kind(images, names)
-    images = one_depth(images, names, options.depth, notes)
-    spacing = _one_spacing(pictures, names, options)
-    rows = pd.DataFrame([row for p in pictures for row in (p.rows or [{}] * len(p.images))])
-    file = np.repeat(np.array(names, dtype=str), counts)
-    channels = _one_channels(pictures, names, notes)
-    if options.size is not None:
-        stack, scale = fit_sizes([one for batch in images for one in batch], options.size, options.fit, file, notes)
-        if (scale != 1).any() and spacing is not None:
-            each = np.asarray(spacing)[None] / scale[:, None]
-            if np.ptp(scale) < 1e-6: spacing = tuple(each[0])
-            else: rows["pixel_size"], spacing = each[:, -1], None
-    else: stack = np.concatenate(images) if len(images) > 1 else images[0]
-    stored = Stored(stack, table=rows if len(rows.columns) else None, pixel_size=spacing, channels=channels, files=file)
-    if labels is not None:
-        stored.labels = np.repeat(np.array([labels[k] for k in places], dtype=str), counts)
-        stored.classes = sorted(set(labels))
-    if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
-    return stored
-
-
-def _same_kind(images, names) -> None:
-    odd = next((k for k, i in enumerate(images) if i.shape[1] != images[0].shape[1] or i.ndim != images[0].ndim), None)
-    if odd is not None: raise _mixed_sizes(images, names)
-
-
-def _mixed_sizes(images, names) -> ValueError:
-    odd = next(k for k, i in enumerate(images) if i.shape[1:] != images[0].shape[1:])
-    n = len({i.shape[1:] for i in images})
-    return ValueError(
-        f"source: mixed sizes: {names[0]} is {images[0].shape[1:]}, {names[odd]} is {images[odd].shape[1:]} (channels"
-        f' first), {n} sizes in all; expected one size: size=64 with fit="pad", "crop" or "resize" brings crops to it'
-    )
-
-
-def _one_spacing(pictures, names, options: _Options):
-    "The one pixel size that files state, or ValueError; a file that states none among others that do is said."
-    if options.pixel_size is not None: return None
-    stated = [(n, p.spacing) for n, p in zip(names, pictures) if p.spacing is not None]
-    if not stated: return None
-    name, first = stated[0]
-    for other, spacing in stated[1:]:
-        if len(spacing) != len(first) or not np.allclose(spacing, first, rtol=1e-3):
-            raise ValueError(
-                f"source: mixed pixel sizes: {name} has {_shown(first)} µm, {other} has {_shown(spacing)} µm; expected"
-                " one, or pixel_size="
-            )
-    if len(stated) < len(pictures):
-        silent = next(n for n, p in zip(names, pictures) if p.spacing is None)
-        raise ValueError(
-            f"source: {len(stated)} files state a pixel size of {_shown(first)} µm, {len(pictures) - len(stated)} state"
-            f" none ({silent}, …); expected one, or pixel_size="
-        )
-    return first
-
-
-def _shown(spacing) -> str:
-    return f"{spacing[0]:g}" if np.ptp(spacing) == 0 else " x ".join(f"{s:g}" for s in spacing)
-
-
-def _one_channels(pictures, names, notes: Notes):
-    "Names of channels, where the files agree."
-    said = {tuple(p.channels) for p in pictures if p.channels}
-    if len(said) > 1:
-        notes.add(
-            f"the files name their channels differently ({' / '.join(', '.join(s) for s in list(said)[:2])}); no names"
-            " are kept"
-        )
-    return list(said.pop()) if len(said) == 1 else None
 
 # %% ../../nbs/data/readers.ipynb #f498dd5c
 def _is_zarr(path: Path) -> bool:
@@ -132,10 +36,11 @@ def _is_zarr(path: Path) -> bool:
     )
 
 
-def _read_store(address, options: _Options, notes: Notes) -> Stored:
+def _read_store(address, options: ReadOptions, notes: Notes) -> Stored:
     "A zarr store: OME-Zarr by its metadata, else named arrays."
     if is_ngff(address):
         found = open_ngff(address, options.level, options.scene, notes)
+        if options.lazy: return _lazy_fields(found)
         picture = as_picture(
             [f.read() for f in found], found[0].name, places=[f.place for f in found] if found[0].place else None
         )
@@ -149,13 +54,40 @@ def _read_store(address, options: _Options, notes: Notes) -> Stored:
         if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
         return stored
     arrays, attributes = named_arrays(address)
-    return read_arrays(arrays, attributes, options.axes, options.channels, notes)
+    return read_arrays(arrays, attributes, options.axes, options.channels, notes, options.lazy)
 
 
+def _lazy_fields(found) -> Stored:
+    "Fields of one size: the first is read, to know them; others when they are asked for."
+    def picture(k): return as_picture([found[k].read()], found[k].name, places=[found[k].place] if found[k].place else None)
+    first = picture(0)
+    per = len(first.images)
+
+    def read(rows):
+        out = np.empty((len(rows), *first.images.shape[1:]), first.images.dtype)
+        for k in np.unique(rows // per):
+            images = picture(k).images
+            for i in np.flatnonzero(rows // per == k): out[i] = images[rows[i] % per]
+        return out
+    images = LazyImages(read, (per * len(found), *first.images.shape[1:]), first.images.dtype)
+    rows = pd.DataFrame([dict(f.place or {}) for f in found for _ in range(per)])
+    stored = Stored(images, pixel_size=first.spacing, channels=first.channels, table=rows if len(rows.columns) else None)
+    if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
+    return stored
+
+
+def _read_npy(path: Path, options: ReadOptions) -> Stored:
+    "An .npy file; with lazy=True it is mapped into memory, not read."
+    if not options.lazy: return Stored(as_nchw(open_numpy(path), options.axes, options.channels, name=path.name))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    def convert(part): return as_nchw(part, options.axes, options.channels, name=path.name)
+    return Stored(lazy_array(array, convert, (len(array), *convert(array[:1]).shape[1:])))
+
+# %% ../../nbs/data/readers.ipynb #b3bfe84f
 def _is_address(source) -> bool: return isinstance(source, str) and "://" in source
 
 
-def _read_vendor(path: Path, options: _Options, notes: Notes) -> Stored:
+def _read_vendor(path: Path, options: ReadOptions, notes: Notes) -> Stored:
     "CZI, ND2, LIF and the rest by bioio, if it and its reader are installed."
     try:
         from bioio import BioImage
@@ -191,8 +123,8 @@ def _beside(path: Path) -> Path | None:
     else: return None
     return next((p for p in places if p.exists()), None)
 
-
-def _open(source, options: _Options, notes: Notes) -> Stored:
+# %% ../../nbs/data/readers.ipynb #a86b0af6
+def _open(source, options: ReadOptions, notes: Notes) -> Stored:
     "What a source holds."
     if not isinstance(source, (str, os.PathLike)):
         if isinstance(source, Sequence) and len(source) and all(isinstance(s, (str, os.PathLike)) for s in source):
@@ -216,23 +148,23 @@ def _open(source, options: _Options, notes: Notes) -> Stored:
     if path.suffix == ".npz": return read_arrays(open_numpy(path), {}, options.axes, options.channels, notes)
     if path.is_dir():
         files, labels = list_images(path, options.nested, notes)
-        return _from_files(files, [p.relative_to(path).as_posix() for p in files], labels, options, notes)
-    if path.suffix == ".npy": return Stored(as_nchw(open_numpy(path), options.axes, options.channels, name=path.name))
+        return read_folder(path, files, labels, options, notes)
+    if path.suffix == ".npy": return _read_npy(path, options)
     if path.suffix.lower() in VENDORS: return _read_vendor(path, options, notes)
-    if is_image(path): return _from_files([path], [path.name], None, options, notes)
+    if is_image(path): return from_files([path], [path.name], None, options, notes)
     raise ValueError(
         f"source: {path.name} came; expected a folder, an image ({', '.join(ENDINGS)}), an .npz or .npy file, or a zarr"
         " store"
     )
 
 
-def _listed(files: list[Path], options: _Options, notes: Notes) -> Stored:
+def _listed(files: list[Path], options: ReadOptions, notes: Notes) -> Stored:
     "Files by name: called by their path below the folder that they share."
     for f in files:
         if not f.exists(): raise FileNotFoundError(f"source: {f.name} does not exist; expected a list of image files")
         if not is_image(f): raise ValueError(f"source: {f.name} came; expected files ending in {', '.join(ENDINGS)}")
     top = Path(os.path.commonpath([f.resolve().parent for f in files]))
-    return _from_files(files, [f.resolve().relative_to(top).as_posix() for f in files], None, options, notes)
+    return from_files(files, [f.resolve().relative_to(top).as_posix() for f in files], None, options, notes)
 
 # %% ../../nbs/data/readers.ipynb #b0e47379
 def load_images(
@@ -251,6 +183,8 @@ def load_images(
     scene=None,
     level: int = 0,
     depth: str | None = None,
+    lazy: bool | None = None,
+    cache=None,
 ) -> ImageSet:
     """Read images from a folder, a file, a list of files, a store, or an array.
 
@@ -282,6 +216,10 @@ def load_images(
         Of a pyramid in OME-Zarr.
     depth : {None, "scale"}
         What to do with 8-bit beside 16-bit images; see `one_depth`.
+    lazy : bool, default None
+        Leave the pixels where they lie until they are asked for (`LazyImages`); None: if they take more than 2 GB.
+    cache : bool or path, default None
+        Keep a folder as one zarr store beside it, or at a path; None: of more than 5,000 files, or with `lazy`.
 
     Returns
     -------
@@ -294,7 +232,7 @@ def load_images(
         What came, and what was expected.
     """
     notes = Notes()
-    options = _Options(axes, channels, pixel_size, size, fit, nested, scene, level, depth)
+    options = ReadOptions(axes, channels, pixel_size, size, fit, nested, scene, level, depth, lazy, cache)
     path = Path(source).expanduser() if isinstance(source, (str, os.PathLike)) and not _is_address(source) else None
     argument = "metadata"
     if metadata is None and path is not None and path.exists() and _beside(path) is not None:
@@ -305,7 +243,7 @@ def load_images(
     if images.dtype.kind not in "uifb":
         raise ValueError(f"source: dtype {images.dtype} came; expected numbers")
     if size is not None and stored.files is None and images.shape[2:] != (size,) * (images.ndim - 2):
-        images, scale = fit_sizes(list(images), size, fit, [f"image {i}" for i in range(len(images))], notes)
+        images, scale = _fitted(images, size, fit, notes)
         if scale[0] != 1 and stored.pixel_size is not None:
             stored.pixel_size = tuple(np.ravel(stored.pixel_size) / scale[0])
     names = stored.channels if stored.channels is not None and len(stored.channels) == images.shape[1] else None
@@ -313,11 +251,11 @@ def load_images(
     table = (
         None
         if metadata is None
-        else _joined(read_table(metadata, notes, argument), stored, len(images), key, notes, argument)
+        else join_images(read_table(metadata, notes, argument), stored, len(images), key, notes, argument)
     )
     labels, classes, groups = stored.labels, stored.classes, stored.groups
     if table is not None:
-        labels, classes = _labels(table, label_column, labels, classes, notes, argument)
+        labels, classes = labels_of(table, label_column, labels, classes, notes, argument)
         found = pick_column(table, None, GROUP_WORDS, "group_column") if group_column is None else group_column
         if found is not None and (group_column or groups is None):
             groups = grouped(table, found)
@@ -335,74 +273,17 @@ def load_images(
         labels,
         classes,
         groups,
-        _whole_table(table, stored),
+        whole_table(table, stored),
         notes=list(notes),
         pixel_size=stored.pixel_size if pixel_size is None else pixel_size,
         channels=channels if isinstance(channels, (list, tuple)) else names,
     )
 
-
-def _labels(table, label_column, labels, classes, notes: Notes, argument: str):
-    "Labels by a named column; else by the folders; else by a column that is called like labels."
-    column = pick_column(table, label_column, LABEL_WORDS if label_column is None else (), "label_column")
-    if column is None: return labels, classes
-    found = as_strings(table[column])
-    if label_column is None and labels is not None:
-        other = int((found != labels).sum())
-        if other:
-            notes.add(
-                f"{argument}: its column {column} differs from the folder's name for {other} images; the folder's name"
-                f" is the label ({'label_column='}{column!r} takes the column)"
-            )
-        return labels, classes
-    if label_column is None: notes.add(f"{argument}: labels from the column {column}", warn=False)
-    return found, None
-
-
-def _joined(table: pd.DataFrame, stored: Stored, n: int, key, notes: Notes, argument: str) -> pd.DataFrame:
-    """A row of the table for each image: by name where the images have names, else by number or, with no other way, by
-    order.
-    """
-    if stored.files is not None:
-        files = list(dict.fromkeys(stored.files))
-        joined = join_table(table, files, notes, key, argument)
-        return joined if len(files) == n else joined.iloc[[files.index(f) for f in stored.files]].reset_index(drop=True)
-    if len(table) != n: raise ValueError(f"{argument}: {len(table)} rows came for {n} images; expected one an image")
-    number = next(
-        (
-            c
-            for c in table.columns
-            if key in (None, c)
-            and str(c).lower() in ("index", "row", "image", "unnamed: 0", "")
-            and _is_permutation(table[c], n)
-        ),
-        None,
-    )
-    if key not in (None, BY_ORDER) and number is None:
-        raise ValueError(
-            f"key: {key!r}; the images of this source have no names; expected a column of their numbers 0 to {n - 1},"
-            f" or {BY_ORDER!r}"
-        )
-    if number is not None and key != BY_ORDER:
-        numbers = table[number].astype(int).to_numpy()
-        notes.add(f"{argument}: {n} rows joined by the number in the column {number}", warn=False)
-        return table.iloc[np.argsort(numbers, kind="stable")].reset_index(drop=True)
-    notes.add(f"{argument}: {n} rows joined in their order; the images of this source have no names", warn=False)
-    return table
-
-
-def _is_permutation(column: pd.Series, n: int) -> bool:
-    try: numbers = np.sort(column.astype(int).to_numpy())
-    except (ValueError, TypeError): return False
-    return bool((numbers == np.arange(n)).all() or (numbers == np.arange(1, n + 1)).all())
-
-
-def _whole_table(table, stored: Stored):
-    "The user's table, and beside it what the source says of each image."
-    own = stored.table
-    if own is not None and table is not None:
-        return pd.concat([table, own[[c for c in own.columns if c not in table]]], axis=1)
-    if table is None and stored.files is not None:
-        file = pd.DataFrame({"file": stored.files})
-        return file if own is None else pd.concat([file, own.drop(columns="file", errors="ignore")], axis=1)
-    return own if table is None else table
+# %% ../../nbs/data/readers.ipynb #0397e1ca
+def _fitted(images, size, fit, notes: Notes):
+    "Images brought to a size, lazy ones when they are read; and by how much each was scaled."
+    names = [f"image {i}" for i in range(min(len(images), 1) if is_lazy(images) else len(images))]
+    if not is_lazy(images): return fit_sizes(list(images), size, fit, names, notes)
+    first, scale = fit_sizes([images[0]], size, fit, names, notes)
+    def read(rows): return fit_sizes(list(np.asarray(images[rows])), size, fit, rows, Notes())[0]
+    return LazyImages(read, (len(images), *first.shape[1:]), first.dtype), np.repeat(scale, len(images))

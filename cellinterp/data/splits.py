@@ -31,6 +31,7 @@ def _checked(labels, groups):
     np.add.at(counts, (g, y), 1)
     return classes, y, g, counts
 
+
 def _need(classes, counts, n: int, what: str, grouped: bool):
     "Raises ValueError if a class has fewer groups (or samples) than `n`."
     have = (counts > 0).sum(0)
@@ -41,6 +42,7 @@ def _need(classes, counts, n: int, what: str, grouped: bool):
             f" expected at least {n}, for {what}"
         )
 
+# %% ../../nbs/data/splits.ipynb #0c60d706
 def folds(
     labels, groups=None, n_splits: int = 5, seed: int = 0, tries: int = 200
 ) -> list[tuple[np.ndarray, np.ndarray]]:

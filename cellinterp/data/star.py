@@ -104,7 +104,7 @@ def _parse(text: str) -> dict:
             raise ValueError(f"line {number}: {len(words)} words came; expected {expected}")
     return blocks
 
-
+# %% ../../nbs/data/star.ipynb #c5957e70
 def read_star(path) -> dict:
     """The blocks of a .star file.
 

@@ -279,7 +279,7 @@ def _check_group(file, name: str):
             if isinstance(item, h5py.Group): waiting.append((item, inner))
             elif isinstance(item, h5py.Dataset): _check_set(item, inner)
 
-
+# %% ../../nbs/data/stores.ipynb #09139197
 def _check_set(data, name: str):
     import h5py
     if data.external: _refuse(name, "numbers that lie in another file")

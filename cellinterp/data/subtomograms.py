@@ -76,7 +76,7 @@ def _gaussians(xyz, weight, sigma: float, voxel_size: float) -> np.ndarray:
         irfftn(rfftn(grid) * np.exp(-2 * np.pi**2 * max(sigma**2 - voxel_size**2 / 6, 0) * k2), grid.shape), 0, None
     ).astype(np.float32)
 
-
+# %% ../../nbs/data/subtomograms.ipynb #ffda5e4e
 def _k2(shape, voxel_size: float) -> np.ndarray:
     "Squared spatial frequency in 1/Å² on the half grid of rfftn."
     axes = [np.fft.fftfreq(s, voxel_size) for s in shape[:-1]] + [np.fft.rfftfreq(shape[-1], voxel_size)]
@@ -135,7 +135,7 @@ def read_densities(
     edge = max(len(c) for c in cubes)
     return ImageSet(np.stack([_cube(c, edge) for c in cubes])[:, None], list(source), pixel_size=voxel_size * 1e-4)
 
-
+# %% ../../nbs/data/subtomograms.ipynb #1cd76c80
 def _cube(array: np.ndarray, edge: int | None = None) -> np.ndarray:
     "Padded with zeros to a cube about the middle."
     if array.ndim != 3: raise ValueError(f"a density of shape {array.shape} came; expected three axes")
@@ -236,7 +236,7 @@ def _as_range(value, name: str) -> tuple[float, float]:
     if not low <= high: raise ValueError(f"{name}: {value} came; expected a number, or (low, high)")
     return float(low), float(high)
 
-
+# %% ../../nbs/data/subtomograms.ipynb #0bf33389
 def simulate_subtomograms(
     densities,
     n: int = 1000,
@@ -336,7 +336,7 @@ def simulate_subtomograms(
         attribution=densities.attribution,
     )
 
-
+# %% ../../nbs/data/subtomograms.ipynb #37a2fe67
 def true_rotations(particles: ImageSet) -> np.ndarray:
     "The poses of simulated particles as matrices, reference to particle: (N, 3, 3)."
     if particles.factors is None or not {"rot", "tilt", "psi"} <= set(particles.factors):

@@ -40,7 +40,7 @@ def group_rotations(name: str) -> np.ndarray:
     group = Rotation.create_group(name)
     return group[np.argsort(group.magnitude(), kind="stable")].as_matrix()
 
-
+# %% ../../nbs/data/symmetry.ipynb #8a0dcff1
 class TurnedMap:
     """How alike a map is to its turned self, in the largest ball about its centre of mass.
 
@@ -129,7 +129,7 @@ def _score(r: float, low: float, best: float) -> float:
     "Where r lies between what means nothing and the best that can be."
     return float(np.clip((r - low) / max(best - low, 1e-3), -1, 1))
 
-
+# %% ../../nbs/data/symmetry.ipynb #4e3c7f38
 def axis_scores(view: TurnedMap, axis, orders, chance: dict) -> dict:
     """The score of Cn about an axis, for each n.
 
@@ -156,7 +156,7 @@ def axis_scores(view: TurnedMap, axis, orders, chance: dict) -> dict:
         out[n] = _score(view.alike(turns_about(axis, n)[: n // 2]).min(), low, view.best)
     return out
 
-
+# %% ../../nbs/data/symmetry.ipynb #3fb8c3e7
 def find_axes(density, orders=ORDERS, n_axes: int = 250, least: float = 0.8) -> list[tuple[int, np.ndarray, float]]:
     """The rotation axes of a map.
 
@@ -251,7 +251,7 @@ def _names(found) -> list[str]:
     names += [f"D{n}" for n in sorted({n for n in orders}, reverse=True) if len(found) > 1]
     return sorted(names + [f"C{orders[0]}"], key=lambda k: -len(group_rotations(k)))
 
-
+# %% ../../nbs/data/symmetry.ipynb #7bf06790
 def find_symmetry(density, orders=ORDERS, n_axes: int = 250, least: float = 0.8) -> Symmetry:
     """The largest point group that leaves a map as it is.
 

@@ -159,7 +159,7 @@ def read_table(source, notes: Notes | None = None, argument: str = "metadata") -
     table = table[~blank].reset_index(drop=True)
     return table.apply(lambda c: c if is_identifier(c.name) else typed(c))
 
-
+# %% ../../nbs/data/tables.ipynb #bbfbaca1
 def _plain(table: pd.DataFrame, notes: Notes, argument: str) -> pd.DataFrame:
     "A table of the user's with its index as columns if it is named, and pandas' missing values as None or NaN."
     named = [n for n in table.index.names if n is not None and n not in table.columns]
@@ -230,7 +230,7 @@ def match_files(values, files) -> np.ndarray:
     """
     return _match(values, _keys(files))
 
-
+# %% ../../nbs/data/tables.ipynb #da96a073
 def _match(values, maps) -> np.ndarray:
     values = [_tidy(v) for v in as_strings(values)]
     best = np.full(len(values), -1)
@@ -316,7 +316,7 @@ def join_table(
     )
     return table.iloc[rows].reset_index(drop=True).assign(file=files)
 
-
+# %% ../../nbs/data/tables.ipynb #903ed771
 def _find_key(table: pd.DataFrame, maps):
     "The column that names the files, and which file each row names."
     texts = [c for c in table.columns if table[c].dtype == object or is_identifier(c) or _called_name(c)]

@@ -40,7 +40,7 @@ class OmeImage:
     channels: list | None = None
     files: list = field(default_factory=list)
 
-
+# %% ../../nbs/data/tiff.ipynb #adb43f84
 @functools.lru_cache(maxsize=64)
 def read_ome(xml: str) -> tuple:
     """Every image of an OME-XML text, as `OmeImage`.
@@ -83,7 +83,7 @@ def read_ome(xml: str) -> tuple:
         found.append(OmeImage(image.name or "", spacing, names if any(names) else None, list(dict.fromkeys(files))))
     return tuple(found)
 
-
+# %% ../../nbs/data/tiff.ipynb #32587e83
 def whole_spacing(spacing, ndim: int, name: str, notes: Notes) -> tuple | None:
     """(z, y, x) or (y, x) in µm, or None where it is not known whole.
 
@@ -187,7 +187,7 @@ def _choose(series: list, scene, notes: Notes, name: str) -> list:
     if len(keep) > 1: notes.add(f"{name}: {len(keep)} scenes read, as so many images", warn=False)
     return keep
 
-
+# %% ../../nbs/data/tiff.ipynb #0f9f3f57
 def ome_companions(path: Path, tif) -> list[str]:
     """The files of the acquisition that an OME-TIFF belongs to, itself among them; [] where it stands alone.
 
@@ -244,7 +244,7 @@ def _said(tif, place: int, n_series: int, notes: Notes, name: str):
         spacing, names = [summary.get("z-step_um") or None, step, step], summary.get("ChNames")
     return tuple(spacing), names, ""
 
-
+# %% ../../nbs/data/tiff.ipynb #d434549a
 def read_tiff(path, axes: str | None = None, scene=None, notes: Notes | None = None) -> tuple[list[Series], list[str]]:
     """Every scene of a TIFF file, and the files it is made of.
 
@@ -300,7 +300,7 @@ def fit_axes(axes: str, ndim: int) -> str:
     letters = axes.upper().translate(AXIS_ALIAS)
     return letters.replace("N", "") if len(letters) == ndim + 1 else letters
 
-
+# %% ../../nbs/data/tiff.ipynb #5756ce23
 def _named_axes(array: np.ndarray, own: str, axes: str | None) -> tuple[np.ndarray, str]:
     "Axes by the caller, or by the file; pages without a name are images where they are many, and a question where few."
     if axes is not None:

@@ -49,7 +49,7 @@ def _ngff_volume(path: Path, cubes: bool) -> tuple[np.ndarray, float | None]:
         )
     return array, float(np.mean(one.spacing)) * 1e4
 
-
+# %% ../../nbs/data/volumes.ipynb #9202d898
 def read_volume(path, cubes: bool = True) -> tuple[np.ndarray, float | None]:
     """One file as (array, voxel size in Å or None). Nothing is unpickled.
 
@@ -90,7 +90,6 @@ def read_volume(path, cubes: bool = True) -> tuple[np.ndarray, float | None]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")), (
         None if size is None else float(size)
     )
-
 
 # %% ../../nbs/data/volumes.ipynb #c5316c00
 def class_of(file: str, separator: str | None = "_") -> str:
@@ -135,7 +134,7 @@ def _stored_labels(path: Path, n: int) -> list[str]:
             if "labels" in npz.files: return [str(v) for v in npz["labels"]]
     return [""] * n
 
-
+# %% ../../nbs/data/volumes.ipynb #5ae57e92
 def _read_all(files: list[Path], alone: bool, separator, voxel_size):
     "All particles (N, …), their names and labels by name, and Å. Raises ValueError where files do not fit each other."
     read, names, labels, size, first = [], [], [], None, None
@@ -182,7 +181,7 @@ def _own_name(file: str) -> str:
     if at and number.isdigit(): return f"{Path(path).name}#{int(number) - 1}"
     return Path(str(file)).name
 
-
+# %% ../../nbs/data/volumes.ipynb #66a35842
 def _labelled(names: list[str], found: list[str], labels) -> tuple[np.ndarray, pd.DataFrame]:
     "A label a particle, by a table's names, by a list's order, or as found; and the metadata."
     table = _labels_table(labels)
@@ -220,7 +219,7 @@ def _of_classes(files: list[Path], wanted: list[str], labels, separator) -> list
     names = set(table.file[table.label.isin(wanted)].str.partition("#")[0])
     return [p for p in files if p.name in names or p.name not in set(table.file.str.partition("#")[0])]
 
-
+# %% ../../nbs/data/volumes.ipynb #9169bf70
 def load_volumes(
     source, classes=None, labels=None, *, separator: str | None = "_", voxel_size: float | None = None
 ) -> ImageSet:
@@ -277,7 +276,7 @@ def load_volumes(
         images[keep], names[keep], wanted, metadata=table[keep], pixel_size=None if size is None else size * 1e-4
     )
 
-
+# %% ../../nbs/data/volumes.ipynb #82c8e09d
 def voxel_size(volumes: ImageSet) -> float | None:
     "Å a voxel, or None."
     return None if volumes.pixel_size is None else volumes.pixel_size * 1e4

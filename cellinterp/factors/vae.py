@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 
 from ..data.axes import check_images
+from ..data.lazy import some_rows
 from ..data.reading import Reading, read_images
 from ..data.seeds import as_seed
 from .autoencoder import ImageAutoencoder
@@ -286,7 +287,7 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         if self._head is None: images, y = check_images(images), None
         elif y is None: raise ValueError("y: None; expected class names, for the head needs labels: fit(images, y)")
         else: images, y = check_images(images, y)
-        if (images == images[:1]).all():
+        if (np.asarray(some_rows(images)) == images[0]).all():
             raise ValueError(f"images: all {len(images)} are the same; expected images that differ")
         if y is None: return images, None
         self.classes_ = np.unique(y[y != ""])
@@ -296,8 +297,7 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         """What the images show: which channels are darker than their ground, or that there is no object with a frame of
         its own.
         """
-        reading = read_images(images)
-        self.reading_ = reading.to_dict()
+        self.reading_ = (reading := read_images(some_rows(images))).to_dict()
         if not self._aligned: return
         if reading.objects != "one":
             warnings.warn(

@@ -10,9 +10,7 @@ import functools
 import os
 import sys
 from typing import Annotated, Optional
-
 import typer
-
 app = typer.Typer(
     help="Turn scientific images into models that a person can read.",
     no_args_is_help=True,
@@ -48,7 +46,7 @@ def _said(error) -> str:
         return text
     return f"{type(error).__name__}{': ' if text else ''}{text}; CELLINTERP_TRACEBACK=1 shows where it came from"
 
-
+# %% ../../nbs/runs/cli.ipynb #c0e0db6d
 def _end_quietly():
     "Whoever read our output has closed it (`| head`)."
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,7 +72,7 @@ def _main(
     ] = False,
 ): pass
 
-
+# %% ../../nbs/runs/cli.ipynb #52a65f0a
 @app.command()
 @_one_sentence
 def run(
@@ -123,7 +121,7 @@ def run(
     result = execute(notebook, values, out, timeout=None if timeout is None else 60 * timeout)
     print(f"report: {result['parameters']['out'].rstrip('/')}/{REPORT}")
 
-
+# %% ../../nbs/runs/cli.ipynb #90c51cc8
 @app.command()
 @_one_sentence
 def sweep(
@@ -199,7 +197,7 @@ def sweep(
         print(f"  {row['name']}: {row.get('error', 'not tried again')}\n    {kept}", file=sys.stderr)
     raise typer.Exit(1)
 
-
+# %% ../../nbs/runs/cli.ipynb #1e7955e0
 @app.command()
 @_one_sentence
 def collect(folder: Annotated[str, typer.Argument(help="Where the runs lie, at any depth.")]):
@@ -235,7 +233,7 @@ def compare(
 
     print(f"page: {apply(folder, metric=metric, x=x, hue=hue, complexity=complexity)}")
 
-
+# %% ../../nbs/runs/cli.ipynb #a448f215
 @app.command("list")
 @_one_sentence
 def list_(notebook: Annotated[Optional[str], typer.Argument(help="Show this notebook's parameters.")] = None):
@@ -270,7 +268,7 @@ def data():
             if value is not None and value == value and str(value): print(f"    {key}: {' '.join(str(value).split())}")
         print()
 
-
+# %% ../../nbs/runs/cli.ipynb #6fee789d
 @app.command()
 @_one_sentence
 def predict(
@@ -323,7 +321,7 @@ def doctor(
     if any(f["state"] == "missing" for f in facts):
         raise typer.Exit(1)
 
-
+# %% ../../nbs/runs/cli.ipynb #4c4c1f35
 def main():
     "The console entry point."
     # before torch is imported: spinning threads lose a factor of several on a shared machine

@@ -76,7 +76,7 @@ def end_with_sweep(alive: str):
         os._exit(0)
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../../nbs/runs/cluster.ipynb #5a481daf
 class DaskPool:
     "Runs on dask workers, one at a time on each."
 
@@ -220,7 +220,7 @@ def slurm_pool(resources: dict, workers: int, n_runs: int, folder) -> DaskPool:
     cluster.scale(jobs=workers)
     return DaskPool(distributed.Client(cluster), workers, folder, cluster, resubmit=5 * workers)
 
-
+# %% ../../nbs/runs/cluster.ipynb #0c106723
 def accepts(script: str) -> None:
     """Raise OSError, with what SLURM says, unless its controller answers and would take this job.
 

@@ -68,7 +68,7 @@ def _packages():
                 "note" if name in OPTIONAL else "missing",
             )
 
-
+# %% ../../nbs/runs/doctor.ipynb #a81d258b
 def _machine():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "machine", "cores", f"{cores} usable of {os.cpu_count()}", "ok"
@@ -109,7 +109,7 @@ def _machine():
         "ok" if policy.upper() == "PASSIVE" else "note",
     )
 
-
+# %% ../../nbs/runs/doctor.ipynb #fa0cc937
 def _tools():
     ready, why = julia_state()
     yield (

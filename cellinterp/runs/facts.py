@@ -4,7 +4,6 @@
 
 # %% ../../nbs/runs/facts.ipynb #f53fa7d3
 from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -13,14 +12,17 @@ import numbers
 import os
 import sys
 from pathlib import Path
-
 from ..data.files import read_json
-
 ELSEWHERE = ("out", "device")                # parameters that do not change what is computed
 RECORDED = ("cellinterp", "torch", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "sympy",
             "pyoperon", "pysr")              # packages whose versions a result names
 
+# %% auto #0
+__all__ = ['ELSEWHERE', 'RECORDED', 'STARTED', 'module_hashes', 'code_hash', 'code_cells', 'packaged_folder', 'modules_at_start',
+           'changed_modules', 'finite_number', 'jsonable', 'identity', 'peak_memory_mb', 'versions', 'n_cores',
+           'threads', 'model_steps', 'said_by', 'device_used', 'precision_used', 'gpu_memory']
 
+# %% ../../nbs/runs/facts.ipynb #a71d2295
 def module_hashes() -> dict[str, str]:
     "The SHA-256 of each of cellinterp's modules as it lies on the disk now, by its path in the package."
     import cellinterp
@@ -70,11 +72,6 @@ def _notebook_path(notebook) -> Path | None:
     if Path(notebook).suffix == ".ipynb": return Path(notebook)
     places = [packaged_folder(kind) / f"{notebook}.ipynb" for kind in ("tutorials", "benchmarks")]
     return next((p for p in places if p.is_file()), None)
-
-# %% auto #0
-__all__ = ['ELSEWHERE', 'RECORDED', 'STARTED', 'module_hashes', 'code_hash', 'code_cells', 'packaged_folder', 'modules_at_start',
-           'changed_modules', 'finite_number', 'jsonable', 'identity', 'peak_memory_mb', 'versions', 'n_cores',
-           'threads', 'model_steps', 'said_by', 'device_used', 'precision_used', 'gpu_memory']
 
 # %% ../../nbs/runs/facts.ipynb #4dc26e28
 STARTED = "CELLINTERP_MODULES"               # set by `execute` for the kernel: the hashes when it began

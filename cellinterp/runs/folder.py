@@ -193,7 +193,7 @@ def _flock(file) -> bool:
     except BlockingIOError: return False
     return True
 
-
+# %% ../../nbs/runs/folder.ipynb #d87fc736
 @contextlib.contextmanager
 def locked(folder, what: str = "run"):
     "`lock_folder` for a block; where this process has the lock already, it keeps it."

@@ -157,7 +157,7 @@ def _engine():
 # kernel looks every second itself
 _DIE_WITH_PARENT = "__import__('ctypes').CDLL(None).prctl(1, 9)"
 
-
+# %% ../../nbs/runs/kernel.ipynb #f949075d
 def run_notebook(path: Path, folder: Path, params: dict, progress: Progress, timeout: float | None = None) -> None:
     """Run a notebook in the working folder of `folder` (which is there), as running.ipynb.
 
@@ -215,7 +215,7 @@ def _why(error) -> str | None:
     if name == "DeadKernelError": return "failed: the Python process that ran it died, most often for want of memory"
     return "failed: there is no Jupyter kernel 'python3': pip install ipykernel" if name == "NoSuchKernel" else None
 
-
+# %% ../../nbs/runs/kernel.ipynb #7c66a063
 def _exited(path: Path) -> str | None:
     "Where a notebook ended itself by sys.exit, if it did."
     try: cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/runs/parameters.ipynb #e435b6b6
 from __future__ import annotations
-
 import ast
 import io
 import math
@@ -13,14 +12,16 @@ import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-
 from ..data.files import read_bounded
 from .facts import packaged_folder
 from .notebooks import find_notebook, heading, is_file, meant, read_notebook
-
 YAML_BYTES, YAML_VALUES, YAML_DEPTH = 500_000, 50_000, 50
 
+# %% auto #0
+__all__ = ['YAML_BYTES', 'YAML_VALUES', 'YAML_DEPTH', 'Parameter', 'read_parameters', 'parse_parameters', 'parameter_names',
+           'check_parameters', 'parse_yaml', 'parse_value', 'read_yaml', 'read_params_file']
 
+# %% ../../nbs/runs/parameters.ipynb #21a06172
 @dataclass
 class Parameter:
     "One parameter of a notebook."
@@ -76,7 +77,7 @@ def parse_parameters(source: str) -> dict[str, Parameter]:
             out[target.id] = Parameter(target.id, default, literal, comments.get(node.end_lineno, ""))
     return out
 
-
+# %% ../../nbs/runs/parameters.ipynb #b5b6bb98
 def parameter_names(notebook, variables: dict) -> list[str]:
     """The names of the parameters of the notebook that is running.
 
@@ -97,10 +98,6 @@ def parameter_names(notebook, variables: dict) -> list[str]:
     plain = str, int, float, list, tuple, dict, type(None)
     named = {k: v for k, v in variables.items() if not k.startswith("_") and k not in ("In", "Out")}
     return [k for k, v in named.items() if isinstance(v, plain)]
-
-# %% auto #0
-__all__ = ['YAML_BYTES', 'YAML_VALUES', 'YAML_DEPTH', 'Parameter', 'read_parameters', 'parse_parameters', 'parameter_names',
-           'check_parameters', 'parse_yaml', 'parse_value', 'read_yaml', 'read_params_file']
 
 # %% ../../nbs/runs/parameters.ipynb #7c6b4051
 def check_parameters(parameters: dict[str, Parameter], values: dict, notebook="the notebook") -> dict:
@@ -154,7 +151,7 @@ def _number(v, kind):
     if kind is float: return float(v)
     return int(v) if float(v).is_integer() else None
 
-
+# %% ../../nbs/runs/parameters.ipynb #521cb9aa
 def _check_numbers(name: str, value):
     "Numbers that no computer word holds, and values without end, are refused wherever they stand."
     if isinstance(value, (list, tuple)):
@@ -216,7 +213,7 @@ def _count(events, name: str):
             raise ValueError(f"{name}: stands for more than {YAML_VALUES:,} values, or {YAML_DEPTH} levels; expected"
                              " fewer")
 
-
+# %% ../../nbs/runs/parameters.ipynb #903ba2f1
 def parse_value(text: str, parameter: Parameter | None):
     """The value that `text` stands for: text where the default is text, else YAML (where only true and false are truth
     values).

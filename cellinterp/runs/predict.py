@@ -73,7 +73,7 @@ def predict_table(model, images):
         out["unlike_training"] = out["reconstruction_percentile"] > UNLIKE
     return pd.concat([_identity(images, set(out)), pd.DataFrame(out)], axis=1)
 
-
+# %% ../../nbs/runs/predict.ipynb #ae2f1050
 def _identity(images, taken):
     """What was known of each cell: row number, metadata, label, group; a name that the results use gets `_given` behind
     it.
@@ -120,7 +120,7 @@ def _check_range(encoder, images) -> None:
     if not 0.5 < share[k] < 2 or abs(bottom[k] - low[k]) > 0.5 * (high[k] - low[k]):
         Notes().add(f"data: {seen}, and from {trained}: decisions may be of brightness; see the column unlike_training")
 
-
+# %% ../../nbs/runs/predict.ipynb #44b96b00
 def _misfit(expected, got) -> str:
     if len(expected) != len(got):
         return (

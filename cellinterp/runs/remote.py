@@ -92,7 +92,7 @@ def withdraw(out, name: str):
     fs, root = filesystem(out)
     if fs.exists(f"{root}/{name}"): fs.rm(f"{root}/{name}")
 
-
+# %% ../../nbs/runs/remote.ipynb #d12e128c
 def pull(out, pick=lambda path: True):
     """Copy the files at the address whose path below it is picked into the scratch folder, where they are not there
     already with the same size.

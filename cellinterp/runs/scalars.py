@@ -4,12 +4,10 @@
 
 # %% ../../nbs/runs/scalars.ipynb #56d62057
 from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
 from pathlib import Path
-
 # set to 1: training writes event files as it goes, and `finish` what is in the tables
 TENSORBOARD = "CELLINTERP_TENSORBOARD"
 
@@ -46,7 +44,10 @@ def end_live(writer) -> None:
     loop.listeners.clear()
     writer.close()
 
+# %% auto #0
+__all__ = ['TENSORBOARD', 'live_scalars', 'end_live', 'write_scalars', 'need_tensorboard']
 
+# %% ../../nbs/runs/scalars.ipynb #e6400d94
 def write_scalars(writer, tables: dict, metrics: dict) -> None:
     "To a TensorBoard writer: every numeric column of each table that has a `step`, and the metrics."
     for name, table in tables.items():
@@ -64,6 +65,3 @@ def need_tensorboard() -> None:
     "Raise ImportError with the way to install it, if TensorBoard is not there."
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError('tensorboard is not installed: pip install "cellinterp[tensorboard]"')
-
-# %% auto #0
-__all__ = ['TENSORBOARD', 'live_scalars', 'end_live', 'write_scalars', 'need_tensorboard']

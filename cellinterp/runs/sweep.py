@@ -4,7 +4,6 @@
 
 # %% ../../nbs/runs/sweep.ipynb #bbd69493
 from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -15,17 +14,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
 from ..data.files import write_atomically
 from .experiment import KEYS, RESOURCES, Experiment, expand_grid, read_experiment
 from .facts import ELSEWHERE, code_hash, jsonable, n_cores
 from .folder import RESULT, STATUS, earlier_result, has_result, locked
+
+# %% auto #0
+__all__ = ['PLAN', 'Planned', 'plan', 'LocalPool', 'sweep']
+
+# %% ../../nbs/runs/sweep.ipynb #6b2633e4
 from .guard import guarded
 from .process import RunProcess, read_record, worker_env
 from .remote import is_url, join, local_folder, probe, pull, push
 from .scalars import TENSORBOARD
 from .view import View
-
 PLAN = "sweep.json"
 
 
@@ -42,7 +44,7 @@ class Planned:
     @property
     def due(self) -> bool: return self.state != "finished"
 
-
+# %% ../../nbs/runs/sweep.ipynb #02b8f3a1
 def plan(experiment: Experiment, out, keep_finished: bool = False) -> list[Planned]:
     "The runs of an experiment in the folder `out`, each with its state."
     code, folder = None if keep_finished else code_hash(experiment.notebook), local_folder(out)
@@ -73,9 +75,6 @@ def _state(folder: Path, kept: dict, code: str | None) -> str:
     if status.get("state") == "failed": return "failed"
     if status.get("state") == "running": return "interrupted"
     return "new" if earlier_result(folder) is None else "changed"
-
-# %% auto #0
-__all__ = ['PLAN', 'Planned', 'plan', 'LocalPool', 'sweep']
 
 # %% ../../nbs/runs/sweep.ipynb #830daff4
 class LocalPool:

@@ -101,7 +101,7 @@ def collect(folder, write: bool = True):
         push(out, [f"{name}{suffix}" for name in (TABLE, FOLDS) for suffix in (".parquet", ".csv")])
     return frame
 
-
+# %% ../../nbs/runs/table.ipynb #e24d6110
 def missing(experiment, table):
     """The runs of an experiment that have no row in a table as `collect` gives it.
 

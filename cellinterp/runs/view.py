@@ -4,10 +4,12 @@
 
 # %% ../../nbs/runs/view.ipynb #747c1dc5
 from __future__ import annotations
-
 import time
 
+# %% auto #0
+__all__ = ['View', 'clock']
 
+# %% ../../nbs/runs/view.ipynb #2d614ec3
 class View:
     """One line a finished run, and on a terminal a line below that counts: done, running, failed, waiting, remaining
     time.
@@ -69,10 +71,7 @@ class View:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
-
+# %% ../../nbs/runs/view.ipynb #7c18b704
 def clock(seconds: float) -> str:
     m, s = divmod(int(round(seconds)), 60)
     return f"{m // 60}:{m % 60:02d}:{s:02d}" if m >= 60 else f"{m}:{s:02d}"
-
-# %% auto #0
-__all__ = ['View', 'clock']

@@ -4,16 +4,16 @@
 
 # %% ../../nbs/runs/workbench.ipynb #f309943d
 from __future__ import annotations
-
 import contextlib
 import statistics
 import time
-
 from .facts import finite_number
-
 PER_FOLD = ["model", "fold", "seed", "metric", "value"]      # the columns of metrics.csv
 
+# %% auto #0
+__all__ = ['PER_FOLD', 'Workbench', 'mean_scores', 'numbers_only']
 
+# %% ../../nbs/runs/workbench.ipynb #d6c54ebc
 class Workbench:
     "What a notebook notes while it works: seconds of its parts, scores of its models."
 
@@ -68,7 +68,7 @@ def mean_scores(scores: list[dict]) -> dict:
         if len(values) > 1: out[f"{name}_sd"] = statistics.stdev(values)
     return out
 
-
+# %% ../../nbs/runs/workbench.ipynb #86112a5d
 def numbers_only(metrics: dict) -> dict:
     "The metrics as Python numbers, NaN as None; TypeError for what is no number."
     bad = {k: v for k, v in metrics.items() if isinstance(v, (bool, str)) or not hasattr(v, "__float__")}
@@ -76,6 +76,3 @@ def numbers_only(metrics: dict) -> dict:
         raise TypeError("metrics must be numbers: " + ", ".join(f"{k} is a {type(v).__name__}" for k, v in bad.items()))
     return {str(k): finite_number(v if isinstance(v, (int, float)) else getattr(v, "item", v.__float__)())
             for k, v in metrics.items()}
-
-# %% auto #0
-__all__ = ['PER_FOLD', 'Workbench', 'mean_scores', 'numbers_only']

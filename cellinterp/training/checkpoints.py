@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..data.files import write_atomically
+from ..data.lazy import is_lazy, some_rows
 
 # %% auto #0
 __all__ = ['fingerprint', 'code_fingerprint', 'CheckpointError', 'write_checkpoint', 'read_checkpoint', 'check_identity']
@@ -42,13 +43,14 @@ def _digest(digest, value):
     if hasattr(value, "columns"): value = [list(map(str, value.columns)), value.index.to_numpy(), value.to_numpy()]
     if isinstance(value, (list, tuple)):
         for x in value: _digest(digest, x)
-    elif isinstance(value, np.ndarray): _digest_array(digest, value)
+    elif isinstance(value, np.ndarray) or is_lazy(value): _digest_array(digest, value)
     else: digest.update(repr(value).encode())
 
 
 def _digest_array(digest, array):
     digest.update(f"{array.dtype.str} {array.shape}".encode())
     if array.dtype.kind == "O": return digest.update(repr(array.tolist()).encode())
+    if is_lazy(array): array = some_rows(array, _ROWS)
     if array.ndim and array.nbytes > _WHOLE: array = array[np.linspace(0, len(array) - 1, _ROWS).astype(int)]
     digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size and array.ndim else array.tobytes())
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.images import check_images
+from ..data.lazy import is_lazy
 from .loop import TorchEstimator, as_tensor
 
 # %% auto #0
@@ -25,7 +26,7 @@ class ImageEstimator(TorchEstimator):
     def _learn_scale(self, images: np.ndarray):
         self.image_shape_ = tuple(int(s) for s in images.shape[1:])
         # at most about 2,000 images
-        sample = images[:: max(1, len(images) // 2000)].astype(np.float32)
+        sample = np.asarray(images[:: max(1, len(images) // 2000)]).astype(np.float32)
         flat = np.moveaxis(sample, 1, 0).reshape(images.shape[1], -1)                          # (C, everything)
         self.image_low_, self.image_high_ = (np.percentile(flat, q, axis=1).astype(np.float32) for q in (0.1, 99.9))
         self.image_high_ = np.where(self.image_high_ > self.image_low_, self.image_high_, self.image_low_ + 1).astype(
@@ -52,6 +53,7 @@ class ImageEstimator(TorchEstimator):
         "A function rows → scaled batch. The images stay in their own dtype, and move to the device of the rows once."
         store = {}
         def batch(rows):
+            if is_lazy(images): return self._scaled(_read_batch(images, rows))
             if rows.device not in store: store[rows.device] = as_tensor(images).to(rows.device)
             return self._scaled(store[rows.device][rows])
         return batch
@@ -67,6 +69,14 @@ class ImageEstimator(TorchEstimator):
                 f" was fitted on; got {images.shape}"
             )
         return images
+
+
+def _read_batch(images, rows: torch.Tensor) -> torch.Tensor:
+    "Some rows of lazy images, on the device of their numbers; ValueError where pixels are no numbers."
+    found = np.asarray(images[rows.cpu().numpy()])
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise ValueError("images: NaN or infinite pixels came; expected finite numbers")
+    return as_tensor(found).to(rows.device)
 
 # %% ../../nbs/training/images.ipynb #913dde8f
 class ConvBlocks(nn.Sequential):
