@@ -78,7 +78,21 @@ def earlier_result(folder) -> dict | None:
 
 
 def has_result(folder, kept: dict, code: str | None) -> bool:
-    "Whether a folder holds a whole result of these parameters (without `out`) and of this code (None: of any)."
+    """Whether a folder holds a whole result of some parameters and some code.
+
+    Parameters
+    ----------
+    folder : path
+        Of a run.
+    kept : dict
+        The parameters, without `out`.
+    code : str or None
+        The code's hash; None for any.
+
+    Returns
+    -------
+    bool
+    """
     result = earlier_result(folder)
     if result is None or code not in (None, result.get("code_hash")): return False
     return all(result["parameters"].get(k) == v for k, v in kept.items())
