@@ -12,6 +12,7 @@ from .axes import check_images as check_images
 from .images import ImageSet as ImageSet
 from .readers import load_images as load_images
 from .crops import write_crops as write_crops
+from .lazy import LazyImages as LazyImages
 from .masks import crops_from_masks as crops_from_masks
 from .morphology import MORPHOLOGY as MORPHOLOGY
 from .morphology import find_objects as find_objects
