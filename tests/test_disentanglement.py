@@ -266,3 +266,20 @@ def test_udr_bad_input():
     with pytest.raises(ValueError, match="at least two models"): udr([V])
     with pytest.raises(ValueError, match="same images"): udr([V, V[:10]])
     with pytest.raises(ValueError, match="'forest', 'lasso', 'boosting'; got 'tree'"): dci(V, V, learner="tree")
+
+
+def test_factors_as_people_keep_them():
+    "Numbers among texts, a class of two rows, two columns of one name, an identifier a row."
+    Z, r = V[:200], np.random.default_rng(0)
+    mixed = np.array([["x" if a > 0 else "y", float(b)] for a, b in Z], dtype=object)
+    named = pd.DataFrame({"0": np.where(Z[:, 0] > 0, "x", "y"), "1": Z[:, 1]})
+    assert mig(Z, mixed) == mig(Z, named) and explicitness(Z, mixed) == explicitness(Z, named)
+    assert mig(Z, pd.DataFrame(Z).astype(object)) == mig(Z, Z)
+    for seed in range(5):
+        rare = pd.DataFrame(dict(a=np.isin(np.arange(200), r.choice(200, 2, replace=False)), b=Z[:, 1]))
+        assert np.isfinite([sap(Z, rare, seed), explicitness(Z, rare, random_state=seed)]).all()
+        assert np.isfinite(importances(Z, rare, random_state=seed)[1]).all()
+    with pytest.raises(ValueError, match="True of a occurs in one row"): sap(Z, named.assign(a=np.arange(200) == 7))
+    with pytest.raises(ValueError, match="of id occurs in one row"):
+        explicitness(Z, named.assign(id=list(map(str, range(200)))))
+    with pytest.raises(ValueError, match="two columns are called q"): mig(Z, pd.DataFrame(Z, columns=["q", "q"]))

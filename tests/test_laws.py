@@ -629,7 +629,7 @@ def test_a_linear_law_weighs_rare_classes_and_skips_constant_columns():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (dict(max_nodes=4), "max_nodes: 4 came"),
+        (dict(max_nodes=4), "max_nodes: 4; expected"),
         (dict(y=np.zeros(30)), "one class only"),
         (dict(X=np.ones((30, 3))), "no column tells"),
         (dict(X=np.tile([[0.0], [0.0], [1.0], [1.0]], (15, 1)), y=np.arange(60) % 2), "no column tells"),

@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "reading": ["Reading", "read_images"],
     "seeds": ["as_seed"],
     "simulate": ["simulate_nuclei"],
-    "splits": ["folds", "split", "permuted_by_group"],
+    "splits": ["common_rows", "folds", "split", "permuted_by_group"],
     "stores": ["open_h5", "open_zarr", "require_chunks"],
     "symmetry": ["find_symmetry"],
     "subtomograms": ["density_from_pdb", "read_densities", "simulate_subtomograms", "true_rotations"],

@@ -37,6 +37,7 @@ from .reading import Reading as Reading
 from .reading import read_images as read_images
 from .seeds import as_seed as as_seed
 from .simulate import simulate_nuclei as simulate_nuclei
+from .splits import common_rows as common_rows
 from .splits import folds as folds
 from .splits import split as split
 from .splits import permuted_by_group as permuted_by_group

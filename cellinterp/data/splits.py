@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['folds', 'split', 'permuted_by_group', 'inner_split']
+__all__ = ['folds', 'common_rows', 'split', 'permuted_by_group', 'inner_split']
 
 # %% ../../nbs/data/splits.ipynb #b4daf469
 def _checked(labels, groups):
@@ -74,6 +74,43 @@ def folds(
         if cost < best[0]:
             best = cost, fold
     return [(np.flatnonzero(best[1][g] != f), np.flatnonzero(best[1][g] == f)) for f in range(n_splits)]
+
+# %% ../../nbs/data/splits.ipynb #2c5bc481
+def common_rows(labels, groups=None, n_splits: int = 5) -> tuple[np.ndarray, str]:
+    """Rows of the classes that can stand in each of `n_splits` folds.
+
+    Parameters
+    ----------
+    labels : array (N,)
+        Class labels.
+    groups : array (N,), optional
+        Names of wells, plates or patients; by default every row is its own group.
+    n_splits : int, default 5
+        Folds.
+
+    Returns
+    -------
+    rows : array of int
+        In order; all where no class is rare.
+    word : str
+        What is left out and why; empty where nothing is.
+
+    Raises
+    ------
+    ValueError
+        Where fewer than two classes are left.
+    """
+    classes, y, _, counts = _checked(labels, groups)
+    have, kind = (counts > 0).sum(0), "cells" if groups is None else "groups"
+    rare = np.flatnonzero(have < n_splits)
+    if len(classes) - len(rare) < 2:
+        raise ValueError(
+            f"labels: {len(classes) - len(rare)} classes with at least {n_splits} {kind} came; expected at least 2, for"
+            f" {n_splits} folds"
+        )
+    names = ", ".join(f"{classes[k]} ({have[k]} {kind})" for k in rare)
+    word = f"left out, as {n_splits} folds need {n_splits} {kind} of a class: {names}" if len(rare) else ""
+    return np.flatnonzero(~np.isin(y, rare)), word
 
 # %% ../../nbs/data/splits.ipynb #fdf8a754
 def split(labels, groups=None, fraction: float = 0.2, seed: int = 0, tries: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -22,9 +22,20 @@ def active(Z, threshold: float = 0.01) -> np.ndarray:
     return np.asarray(Z, dtype=float).var(0) > threshold
 
 
+def _factors(V):
+    "The known factors as a table; numbers that came as objects are numbers again."
+    V = V if isinstance(V, pd.DataFrame) else pd.DataFrame(np.asarray(V))
+    twice = sorted({str(c) for c in V.columns[V.columns.duplicated()]})
+    if twice: raise ValueError(f"V: two columns are called {', '.join(twice)}; expected a name for each factor")
+    return V.infer_objects()
+
+
+def _is_class(v): return not pd.api.types.is_numeric_dtype(v) or pd.api.types.is_bool_dtype(v)
+
+
 def _pair(Z, V):
     "Active columns of Z as float (N, d'), the columns of V, and which of those are classes; or a clear error."
-    Z, V = np.asarray(Z, dtype=float), V if isinstance(V, pd.DataFrame) else pd.DataFrame(np.asarray(V))
+    Z, V = np.asarray(Z, dtype=float), _factors(V)
     if Z.ndim != 2: raise ValueError(f"Z must have the shape (N, d); got {Z.shape}")
     if len(Z) != len(V): raise ValueError(f"Z and V must have as many rows; got {len(Z)} and {len(V)}")
     if len(Z) < 20: raise ValueError(f"at least 20 rows are needed; got {len(Z)}")
@@ -32,7 +43,14 @@ def _pair(Z, V):
         raise ValueError("Z and V must be finite: leave out rows whose factors are not known")
     constant = [str(c) for c in V if V[c].nunique() < 2]
     if constant: raise ValueError(f"V: {', '.join(constant)} does not vary; leave it out")
-    return Z[:, active(Z)], V, [not pd.api.types.is_numeric_dtype(V[c]) or pd.api.types.is_bool_dtype(V[c]) for c in V]
+    for c in V:
+        counts = V[c].value_counts()
+        if (_is_class(V[c]) or len(counts) == 2) and counts.min() < 2:
+            raise ValueError(
+                f"V: {counts.index[-1]} of {c} occurs in one row; expected at least two rows of each class, or a"
+                " table without that factor"
+            )
+    return Z[:, active(Z)], V, [_is_class(V[c]) for c in V]
 
 
 def in_bins(values, n_bins: int = 20) -> np.ndarray:
@@ -84,9 +102,18 @@ def modularity(Z, V, n_bins: int = 20) -> float:
     return float((1 - (np.square(I).sum(1) - best) / (best * (I.shape[1] - 1))).mean())
 
 # %% ../../nbs/factors/metrics.ipynb #38b98209
-def _halves(n, random_state):
+def _halves(n, random_state, v=None):
+    "Two halves of the rows; one row of each class of v (n,) that a half lacks changes sides."
     rows = np.random.default_rng(random_state).permutation(n)
-    return rows[: n // 2], rows[n // 2:]
+    a, b = rows[: n // 2], rows[n // 2:]
+    if v is None: return a, b
+    for value in np.unique(v):
+        for one, other in ((a, b), (b, a)):
+            mine, theirs = np.flatnonzero(v[one] == value), np.flatnonzero(v[other] == value)
+            if len(mine) or len(theirs) < 2: continue
+            common = np.flatnonzero(v[one] == pd.Series(v[one]).mode()[0])[0]
+            one[common], other[theirs[0]] = other[theirs[0]], one[common]
+    return a, b
 
 
 def sap(Z, V, random_state=0) -> float:
@@ -94,10 +121,10 @@ def sap(Z, V, random_state=0) -> float:
     from sklearn.linear_model import LogisticRegression
     Z, V, classes = _pair(Z, V)
     if not Z.shape[1]: return 0.0
-    a, b = _halves(len(Z), random_state)
     gaps = []
     for c, is_class in zip(V, classes):
         v = V[c].to_numpy()
+        a, b = _halves(len(Z), random_state, v if is_class else None)
         if is_class:
             share = pd.Series(v[b]).value_counts(normalize=True).max()
             scale = Z.std(0)
@@ -133,11 +160,11 @@ def importances(Z, V, learner: str = "forest", random_state=0):
         raise ValueError(f"learner must be one of {', '.join(map(repr, LEARNERS))}; got {learner!r}")
     Z, V, classes = _pair(Z, V)
     Z = (Z - Z.mean(0)) / Z.std(0)
-    a, b = _halves(len(Z), random_state)
     R, scores = np.zeros((Z.shape[1], V.shape[1])), np.zeros(V.shape[1])
     for k, (c, is_class) in enumerate(zip(V, classes)):
         if not Z.shape[1]: continue
         v = V[c].to_numpy()
+        a, b = _halves(len(Z), random_state, v if is_class else None)
         if learner == "forest":
             model = (RandomForestClassifier if is_class else RandomForestRegressor)(
                 40, min_samples_leaf=5, max_features=None, random_state=random_state
@@ -187,10 +214,10 @@ def explicitness(Z, V, n_bins: int = 5, random_state=0) -> float:
     Z, V, _ = _pair(Z, V)
     if not Z.shape[1]: return 0.5
     Z = (Z - Z.mean(0)) / Z.std(0)
-    a, b = _halves(len(Z), random_state)
     areas = []
     for c in V:
         v = in_bins(V[c], n_bins)
+        a, b = _halves(len(Z), random_state, v)
         model = LogisticRegression(max_iter=500).fit(Z[a], v[a])
         P, known = model.predict_proba(Z[b]), model.classes_
         areas.append(

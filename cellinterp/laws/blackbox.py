@@ -20,7 +20,7 @@ from ..training.images import ConvBlocks, ImageEstimator
 from ..training.loop import auto_steps, balanced_weights, n_parameters
 
 # %% auto #0
-__all__ = ['SIZES', 'MOST_CYCLES', 'BlackBoxClassifier', 'joined']
+__all__ = ['SIZES', 'MOST_CYCLES', 'BlackBoxClassifier']
 
 # %% ../../nbs/laws/blackbox.ipynb #84d1d345
 SIZES = {"small": (16, 32, 64, 128), "large": (32, 64, 128, 256)}
@@ -148,7 +148,7 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
             data=(images, codes),
             **options,
         )
-        self.history_ = history if before is None else joined(before, history)
+        self.history_ = history if before is None else _joined(before, history)
 
     def predict_log_proba(self, images):
         "images (N, C, H, W) → (N, K): the normalised mean of the log-probabilities over the views."
@@ -163,7 +163,7 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
     def predict(self, images): return self.classes_[self.predict_log_proba(images).argmax(1)]
 
 
-def joined(before, after):
+def _joined(before, after):
     "Two histories as one, the steps counted on."
     import pandas as pd
     return pd.concat([before, after.assign(step=after["step"] + before["step"].iloc[-1])], ignore_index=True)

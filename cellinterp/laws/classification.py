@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..data import splits
 from .engines import Budget
-from .estimator import drawn_seed
 from .forms import sparse_sums
 from .likelihood import margin_loss, margin_values
 from .searching import Task, check_weights, in_processes, merged_rows, varying
@@ -24,7 +23,7 @@ from .text import to_text
 from .tree import nodes
 
 # %% auto #0
-__all__ = ['read_classification', 'teach', 'classification_candidates', 'held_out', 'decided', 'choose']
+__all__ = ['read_classification', 'classification_candidates', 'decided', 'choose']
 
 # %% ../../nbs/laws/classification.ipynb #fa958487
 def read_classification(model, X, y, sample_weight, groups) -> Task:
@@ -43,7 +42,7 @@ def read_classification(model, X, y, sample_weight, groups) -> Task:
     if K < 2: raise ValueError(f"y has one class only ({model.classes_[0]!r}); a classifier needs at least two classes")
     model._check()
     X, y, w, groups = X[on], y[on], None if w is None else w[on], None if groups is None else _grouped(groups, on)
-    code, seed = np.searchsorted(model.classes_, y), drawn_seed(model.random_state)
+    code, seed = np.searchsorted(model.classes_, y), model._seed()
     keep = model._seen(X, np.eye(K)[code], w)
     Z = X[:, keep].toarray() if hasattr(X, "tocsr") else X[:, keep]
     rows, w = merged_rows(Z, code, w, groups)
@@ -55,7 +54,7 @@ def read_classification(model, X, y, sample_weight, groups) -> Task:
     onehot = np.eye(K)[code]
     targets = {"labels": (_margin(np.where(onehot > 0, 1.0, -1.0)), _margin(onehot))}
     if model.target == "teacher" or (model.target == "auto" and (model.teacher is not None or len(code) >= 400)):
-        P = teach(model, X[rows], code, train, seed, None if w is None else counts)
+        P = _teach(model, X[rows], code, train, seed, None if w is None else counts)
         log = np.log(np.clip(P, 1e-6, 1))
         log = np.clip((log - log.mean(1, keepdims=True)) * (2 if K == 2 else 1), -4, 4)
         targets["teacher"] = _margin(log), _margin(P)
@@ -75,7 +74,7 @@ def _grouped(groups, on):
     return groups[on]
 
 # %% ../../nbs/laws/classification.ipynb #441b9648
-def teach(model, X, y, train, seed, counts=None):
+def _teach(model, X, y, train, seed, counts=None):
     "The teacher's probabilities (N, K) in the order of classes_; a teacher of our own sees the training rows only."
     from sklearn.exceptions import ConvergenceWarning, NotFittedError
     from sklearn.neural_network import MLPClassifier
@@ -131,7 +130,7 @@ def classification_candidates(model, task) -> list:
     return laws + guessed
 
 # %% ../../nbs/laws/classification.ipynb #7148b048
-def held_out(model, task, law) -> tuple[float, float]:
+def _held_out(model, task, law) -> tuple[float, float]:
     "Loss and share of mistakes of a printed law on the rows held out; infinite where it is not finite."
     held = task.held
     F, w = margin_values(law, task.X[held], task.names), task.weights[held]
@@ -154,7 +153,7 @@ def choose(model, task, laws) -> tuple:
         for law, kind in candidates:
             fitted, printed = model._fitted(task, law, kind, task.train, steps)
             if any(nodes(e) > model.max_nodes for e in printed) and found: continue
-            found.append((fitted, kind, sum(map(nodes, printed)), *held_out(model, task, printed)))
+            found.append((fitted, kind, sum(map(nodes, printed)), *_held_out(model, task, printed)))
     take([(law, kind) for law in unique for kind in task.targets], 15)
     known = 0
     for _ in range(2 if len(task.train) < 200 else 9):

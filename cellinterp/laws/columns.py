@@ -11,13 +11,28 @@ import pandas as pd
 from .text import tidy_names
 
 # %% auto #0
-__all__ = ['is_table_of_text', 'learn_columns', 'labels_of', 'as_numbers']
+__all__ = ['is_table_of_text', 'check_columns', 'learn_columns', 'labels_of', 'as_numbers', 'check_words']
 
 # %% ../../nbs/laws/columns.ipynb #2826c02e
 def is_table_of_text(X) -> bool:
     "Whether X is a DataFrame with a column that is not of numbers."
     if not isinstance(X, pd.DataFrame): return False
     return any(isinstance(t, pd.CategoricalDtype) or t.kind == "O" or pd.api.types.is_string_dtype(t) for t in X.dtypes)
+
+
+def check_columns(frame) -> None:
+    """Raise ValueError for a table with two columns of one name, or a column of neither numbers nor words.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    """
+    names = list(map(str, frame.columns))
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice: raise ValueError(f"X: two columns are called {', '.join(twice)}; expected a name for each column")
+    for name, dtype in zip(names, frame.dtypes):
+        if getattr(dtype, "kind", "O") in "mMc":
+            raise ValueError(f"X: column {name} holds {dtype}; expected numbers or words")
 
 
 def learn_columns(frame: pd.DataFrame) -> list[list]:
@@ -57,7 +72,7 @@ def labels_of(columns) -> list[str]:
 
 def _shown(levels): return levels[1:] if len(levels) == 2 else levels
 
-
+# %% ../../nbs/laws/columns.ipynb #dcb59078
 def as_numbers(frame: pd.DataFrame, columns) -> np.ndarray:
     """A table as numbers (N, d), by what `learn_columns` learnt; a category that is new, or missing, is NaN.
 
@@ -77,3 +92,24 @@ def as_numbers(frame: pd.DataFrame, columns) -> np.ndarray:
         if kind == "order": out.append(place)
         else: out += [np.where(np.isnan(place), np.nan, place == levels.index(v)) for v in _shown(levels)]
     return np.stack(out, 1)
+
+
+def check_words(frame, columns, numbers) -> None:
+    """Raise ValueError for rows whose words were not seen when the columns were learnt, or are missing.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    columns : list
+        What `learn_columns` learnt.
+    numbers : array (N, d)
+        What `as_numbers` made of the table.
+    """
+    owner = [c for c in columns for _ in range(len(_shown(c[2])) if c[1] == "one-hot" else 1)]
+    for (name, kind, levels), empty in zip(owner, np.isnan(numbers).T):
+        if kind == "number" or not empty.any(): continue
+        new = sorted({str(v) for v in frame[{str(c): c for c in frame.columns}[name]][empty]})
+        raise ValueError(
+            f"X: column {name} has {', '.join(new[:5])} in {int(empty.sum())} rows; expected one of"
+            f" {', '.join(levels)} in each row"
+        )

@@ -9,7 +9,8 @@ import numpy as np
 
 from .compile import compile_numpy
 from .simplify import canonical
-from .tree import Tree, constants, head, joined, map_leaves, places, replace, with_constants
+from .simplify import spread as multiplied_out
+from .tree import Tree, constants, head, joined, map_leaves, nodes, places, replace, split, with_constants
 
 
 def _rms(v): return float(np.sqrt(np.mean(np.square(v))))
@@ -21,10 +22,10 @@ def check_digits(digits) -> None:
     if not whole or not 1 <= digits <= 17: raise ValueError(f"digits: {digits!r}; expected a whole number from 1 to 17")
 
 # %% auto #0
-__all__ = ['check_digits', 'dusted', 'shortened']
+__all__ = ['check_digits', 'shortened']
 
 # %% ../../nbs/laws/digits.ipynb #22fa1080
-def dusted(e: Tree, X, names, tolerance: float) -> Tree:
+def _dusted(e: Tree, X, names, tolerance: float) -> Tree:
     "The tree without terms of sums that move its value by less than `tolerance` (root mean square over X)."
     F = compile_numpy(e, names)(X)
     if not np.isfinite(F).all(): return e
@@ -79,8 +80,14 @@ def shortened(law: list[Tree], X, names, digits: int) -> list[Tree]:
 
 
 def _shortened(e, X, names, digits, spread):
-    "One margin; more digits until the whole change is below the same limit."
-    e = canonical(dusted(canonical(e), X, names, 5e-2 * 10.0**-digits * spread))
+    "One margin: as it is, or a product with a sum multiplied out where that is shorter, 2.0*(x + 0.5*y) as 2.0*x + y."
+    e = canonical(_dusted(canonical(e), X, names, 5e-2 * 10.0**-digits * spread))
+    forms = [e] + ([canonical(multiplied_out(("+", e)))] if head(split(e)[1]) == "+" else [])
+    return min((_rounded(form, X, names, digits, spread) for form in forms), key=nodes)
+
+
+def _rounded(e, X, names, digits, spread):
+    "More digits until the whole change is below the same limit."
     f, c = compile_numpy(e, names), constants(e)
     F, J = f(X, c)
     if not np.isfinite(J).all(): return e

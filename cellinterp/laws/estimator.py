@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.utils.validation import check_random_state
 
+from ..data.seeds import as_seed
 from .digits import check_digits, shortened
 from .engines import resolve_engine
-from .law import Law, as_given, store
+from .law import Law, as_given, as_list, store
 from .likelihood import fit_constants
 from .ops import check_operators
 from .searching import some_rows, varying
@@ -18,12 +18,7 @@ from .spread import constant_spread
 from .tree import variables
 
 
-def drawn_seed(random_state) -> int:
-    "An integer from an int, a numpy RandomState or Generator, or None."
-    if isinstance(random_state, np.random.Generator): return int(random_state.integers(2**31 - 1))
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-def whole_number(value, name, least=0, optional=True) -> None:
+def _whole_number(value, name, least=0, optional=True) -> None:
     "Raise ValueError for an argument that is no whole number of at least `least`."
     if value is None and optional: return
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
@@ -33,12 +28,16 @@ def whole_number(value, name, least=0, optional=True) -> None:
 class Arguments(Law):
     "The arguments of a search, and the columns that they name."
 
+    def _seed(self):
+        "Where every draw of a fit starts; neighbouring seeds start far apart."
+        return as_seed(np.random.RandomState(as_seed(self.random_state)))
+
     def _check(self):
         self.engine_ = resolve_engine(self.engine)
         check_operators(self.operators, self.engine_)
         check_digits(self.digits)
-        whole_number(self.max_nodes, "max_nodes", 1, optional=False)
-        for name in ("max_evaluations", "n_restarts", "n_edits"): whole_number(getattr(self, name), name)
+        _whole_number(self.max_nodes, "max_nodes", 1, optional=False)
+        for name in ("max_evaluations", "n_restarts", "n_edits"): _whole_number(getattr(self, name), name)
         if not self.tolerance >= 0: raise ValueError(f"tolerance: {self.tolerance!r}; expected at least 0")
         both = set(map(str, self.required)) & set(map(str, self.forbidden))
         if both: raise ValueError(f"required: {', '.join(sorted(both))} are forbidden as well; expected one of both")
@@ -65,7 +64,7 @@ class Arguments(Law):
         return np.array(sorted({*keep, *needed}), dtype=int)
 
 # %% auto #0
-__all__ = ['drawn_seed', 'whole_number', 'Arguments', 'Searched']
+__all__ = ['Arguments', 'Searched']
 
 # %% ../../nbs/laws/estimator.ipynb #450746cc
 class Searched(Arguments):
@@ -84,7 +83,7 @@ class Searched(Arguments):
     def _guessed(self, m):
         "Guesses as joint laws of m equations over the search's columns."
         if isinstance(self.guesses, str): raise ValueError(f"guesses: {self.guesses!r}; expected a list of laws")
-        laws = [[g] if isinstance(g, str) else list(g) for g in self.guesses]
+        laws = [as_list(g) for g in self.guesses]
         wrong = [len(g) for g in laws if len(g) != m]
         if wrong: raise ValueError(f"guesses: a law of {wrong[0]} equations; expected {m} each")
         return [as_given(g, self) for g in laws]

@@ -10,16 +10,17 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y, validate_data
 
-from .columns import as_numbers, is_table_of_text, labels_of, learn_columns
+from .columns import as_numbers, check_columns, check_words, is_table_of_text, labels_of, learn_columns
 from .compile import compile_numpy
 from .digits import check_digits
+from .ops import OPS
 from .pysr_adapter import best_row, read_hall_of_fame, scores
 from .sympy_form import to_latex, to_sympy
 from .text import parse, tidy_names, to_text
 from .tree import map_leaves, nodes, variables
 
 # %% auto #0
-__all__ = ['Lambda', 'Columns', 'Law', 'store', 'margin_labels', 'adopt', 'given_names', 'as_given', 'from_files']
+__all__ = ['Lambda', 'Columns', 'Law', 'store', 'margin_labels', 'given_names', 'as_list', 'as_given', 'from_files']
 
 # %% ../../nbs/laws/law.ipynb #705b7ae5
 class Lambda:
@@ -56,10 +57,12 @@ class Columns(BaseEstimator):
         "X as float64 (N, d) or CSR; with y its names are learnt, and both are checked."
         reset = y is not None
         checks = dict(y_numeric=y_numeric, ensure_min_samples=2) if reset else {}
+        if isinstance(X, pd.DataFrame): check_columns(X)
         if is_table_of_text(X):
             validate_data(self, X, **(dict(y=y) if reset else {}), reset=reset, skip_check_array=True)
             if reset: self.columns_ = learn_columns(X)
-            X = as_numbers(X, self.columns_)
+            frame, X = X, as_numbers(X, self.columns_)
+            check_words(frame, self.columns_, X)
             out = check_X_y(X, y, dtype=np.float64, **checks) if reset else check_array(X, dtype=np.float64)
         else:
             if reset:
@@ -156,7 +159,7 @@ def store(law: Law, candidates, labels, losses, chosen: int) -> None:
         for i, (c, loss, score) in enumerate(zip(candidates, losses, scores(totals, losses)))
         for label, e in zip(labels, c)
     ])
-    adopt(law, candidates[chosen])
+    _adopt(law, candidates[chosen])
 
 
 def margin_labels(classes):
@@ -164,7 +167,7 @@ def margin_labels(classes):
     return classes[1:] if len(classes) == 2 else classes
 
 
-def adopt(law: Law, trees) -> None:
+def _adopt(law: Law, trees) -> None:
     "Make these the selected equations."
     law.expressions_ = [to_text(e) for e in trees]
     law.complexity_ = np.array([nodes(e) for e in trees])
@@ -178,6 +181,18 @@ def given_names(law: Law, names) -> None:
     law.n_features_in_, law.columns_ = len(names), []
     if names != [f"z{j}" for j in range(len(names))]: law.feature_names_in_ = np.array(names, dtype=object)
     law._name_columns()
+
+
+def as_list(expressions) -> list:
+    """One equation as a list of one.
+
+    Parameters
+    ----------
+    expressions : str, sympy expression or tree, or a sequence of them
+    """
+    one_tree = isinstance(expressions, tuple) and expressions[:1] and expressions[0] in (*OPS, "+", "*", "^")
+    several = isinstance(expressions, (list, tuple, np.ndarray, pd.Series)) and not one_tree
+    return list(expressions) if several else [expressions]
 
 
 def as_given(expressions, law: Law, digits=None) -> list:
@@ -208,5 +223,5 @@ def from_files(law: Law, csvs, labels, names, choose, variables_are) -> Law:
         t.drop(columns="tree").assign(**{"selected": t.index == i, "class": label})
         for t, i, label in zip(tables, rows, labels)
     ], ignore_index=True)
-    adopt(law, [t.tree[i] for t, i in zip(tables, rows)])
+    _adopt(law, [t.tree[i] for t, i in zip(tables, rows)])
     return law

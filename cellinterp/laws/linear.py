@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_X_y
 
-from .columns import as_numbers, is_table_of_text, labels_of, learn_columns
-from .digits import shortened
+from .columns import as_numbers, check_columns, check_words, is_table_of_text, labels_of, learn_columns
+from .digits import check_digits, shortened
 from .forms import sparse_sums
 from .law import margin_labels, store
 from .likelihood import fit_constants
+from .searching import check_weights
 from .symbolic import SymbolicClassifier
 from .text import tidy_names
 from .units import Units
@@ -51,16 +53,22 @@ def linear_law(
         For fewer than 5 nodes, which hold no term, for columns none of which tells the classes apart, and for a single
         class.
     """
-    if max_nodes < 5: raise ValueError(f"max_nodes: {max_nodes} came; a constant and one term need 5")
+    if not isinstance(max_nodes, (int, np.integer)) or max_nodes < 5:
+        raise ValueError(f"max_nodes: {max_nodes!r}; expected a whole number of at least 5, a constant and one term")
+    check_digits(digits)
+    if isinstance(X, pd.DataFrame): check_columns(X)
     frame, columns, names = X, learn_columns(X) if is_table_of_text(X) else [], getattr(X, "columns", None)
-    if columns: X, names = as_numbers(X, columns), labels_of(columns)
-    X, y = check_X_y(X, y, dtype=float)
+    if columns:
+        X, names = as_numbers(X, columns), labels_of(columns)
+        check_words(frame, columns, X)
+    X, y = check_X_y(X.toarray() if hasattr(X, "tocsr") else X, y, dtype=float)
+    sample_weight = check_weights(sample_weight, len(y))
     names = [f"z{j}" for j in range(X.shape[1])] if names is None else list(names)
     classes, k = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y has one class only ({classes[0]!r}); a classifier needs at least two classes")
     w = compute_class_weight(class_weight, classes=classes, y=y, sample_weight=sample_weight)[k]
-    w = w if sample_weight is None else w * np.asarray(sample_weight, float)
+    w = w if sample_weight is None else w * sample_weight
     T = np.eye(len(classes))[k][:, -len(margin_labels(classes)):]
     vary, tidy = np.flatnonzero(np.ptp(X, axis=0) > 0), np.array(tidy_names(names))
     units = Units.of(X[:, vary], tidy[vary])

@@ -28,8 +28,7 @@ from cellinterp.laws.tree import (
 )
 
 # %% auto #0
-__all__ = ['EDITS', 'MARK', 'Draw', 'edit', 'wrap', 'wrap_scaled', 'variable', 'add', 'multiply', 'divide', 'drop', 'constant',
-           'unit', 'borrow', 'factor', 'edited', 'readable', 'Archive', 'guided', 'refine']
+__all__ = ['EDITS', 'MARK', 'Draw', 'edited', 'Archive', 'refine']
 
 # %% ../../nbs/laws/refine.ipynb #3ac1d959
 class Draw:
@@ -55,59 +54,59 @@ class Draw:
 EDITS = {}  # name: (weight, function of a part and a Draw, which parts it takes)
 
 
-def edit(weight: int, takes=lambda s: True):
+def _edit(weight: int, takes=lambda s: True):
     "Register an edit: how often it is drawn, and which parts it takes (all, where there are none of these)."
     def register(f):
-        EDITS[f.__name__] = (weight, f, takes)
+        EDITS[f.__name__.lstrip("_")] = (weight, f, takes)
         return f
     return register
 
 
-@edit(9)
-def wrap(s, d):
+@_edit(9)
+def _wrap(s, d):
     "s -> f(s)"
     if d.functions and not is_number(s): return d.wrapped(s)
 
 
-@edit(5)
-def wrap_scaled(s, d):
+@_edit(5)
+def _wrap_scaled(s, d):
     "s -> c*f(b*s), now and then + s"
     if not d.functions or is_number(s): return None
     new = ("*", d.constant(), d.wrapped(("*", float(d.of((0.3, 1.01))), s)))
     return ("+", s, new) if d.chance(0.3) else new
 
 
-@edit(4, takes=lambda s: isinstance(s, str))
-def variable(s, d):
+@_edit(4, takes=lambda s: isinstance(s, str))
+def _variable(s, d):
     "x -> another variable"
     return d.variable()
 
 
-@edit(3)
-def add(s, d):
+@_edit(3)
+def _add(s, d):
     "s -> s + c*x, c*x**2 or c"
     v = d.variable()
     extra = v if d.chance(0.7) else ("^", v, 2) if "square" in d.functions else 1
     return ("+", s, ("*", d.constant(), extra))
 
 
-@edit(5)
-def multiply(s, d):
+@_edit(5)
+def _multiply(s, d):
     "s -> s*x or s*(x + c)"
     v = d.variable()
     if not is_number(s): return ("*", s, v if d.chance(0.5) else ("+", v, d.constant()))
 
 
-@edit(4)
-def divide(s, d):
+@_edit(4)
+def _divide(s, d):
     "s -> s/x, s/x**2 or s/(x + c)"
     if not d.divide or is_number(s): return None
     v = d.variable()
     return ("*", s, ("^", d.of((v, ("^", v, 2), ("+", v, d.constant()))), -1))
 
 
-@edit(6)
-def drop(s, d):
+@_edit(6)
+def _drop(s, d):
     "a + b -> a; f(s) -> s"
     if not isinstance(s, tuple): return None
     if s[0] not in "+*": return s[1]
@@ -115,26 +114,26 @@ def drop(s, d):
     return (*s[:i], *s[i + 1:]) if len(s) > 3 else s[3 - i]
 
 
-@edit(4)
-def constant(s, d):
+@_edit(4)
+def _constant(s, d):
     "s -> s + c or c*s"
     return ("+", s, d.constant()) if d.chance(0.5) or is_number(s) else ("*", d.constant(), s)
 
 
-@edit(6, takes=lambda s: isinstance(s, float))
-def unit(s, d):
+@_edit(6, takes=lambda s: isinstance(s, float))
+def _unit(s, d):
     "c -> 0, 1 or -1: one constant fewer"
     if isinstance(s, float): return 0 if d.chance(1 / 3) else (1 if s > 0 else -1)
 
 
-@edit(4)
-def borrow(s, d):
+@_edit(4)
+def _borrow(s, d):
     "s -> a part of another law"
     return d.of(places(d.of(d.others)))[1]
 
 
-@edit(3, takes=lambda s: head(s) == "+" and sum(isinstance(split(t)[0], float) for t in s[1:]) > 1)
-def factor(s, d):
+@_edit(3, takes=lambda s: head(s) == "+" and sum(isinstance(split(t)[0], float) for t in s[1:]) > 1)
+def _factor(s, d):
     "c1*a + c2*b -> c1*(a + b): one constant for several terms"
     if head(s) != "+": return None
     terms = [split(t) for t in s[1:]]
@@ -158,7 +157,7 @@ def edited(e, d: Draw):
     return None if new is None else replace(e, at, new)
 
 # %% ../../nbs/laws/refine.ipynb #71b4024a
-def readable(e) -> bool:
+def _readable(e) -> bool:
     "Whether a law has variables, finite constants and no power above the fourth."
     if not variables(e): return False
     for _, s in walk(e):
@@ -210,7 +209,7 @@ class Archive:
         try: e = canonical(e)
         except (OverflowError, ZeroDivisionError, TypeError): return False
         n = self.count(e)
-        if n > self.max_nodes or not readable(e) or (form := repr(shape(e))) in self.seen: return False
+        if n > self.max_nodes or not _readable(e) or (form := repr(shape(e))) in self.seen: return False
         self.seen.add(form)
         f = compile_numpy(e, self.names)
 
@@ -237,7 +236,7 @@ class Archive:
 MARK = 1.25e-301  # no fitted constant has this value
 
 
-def guided(archive: Archive, e, rng, allow_exp=True):
+def _guided(archive: Archive, e, rng, allow_exp=True):
     "Law e with the term that the likelihood wants most (one of three) added at a random place; None where none helps."
     spots = [(at, s) for at, s in places(e) if not is_number(s)]
     at, s = spots[0 if rng.random() < 0.4 else rng.integers(len(spots))]
@@ -281,7 +280,7 @@ def refine(archive: Archive, n_edits: int, seed: int, operators, pool=None) -> N
         used = sorted({v for _, _, e in front for v in variables(e)})
         e = front[order[min(int(rng.exponential(3)), len(front) - 1)]][2]
         before = len(archive.seen)
-        if rng.random() < 0.33: new = guided(archive, e, rng, "exp" in operators)
+        if rng.random() < 0.33: new = _guided(archive, e, rng, "exp" in operators)
         else:
             draw = Draw(rng, used if rng.random() < 0.8 else pool or archive.names, operators, [t for _, _, t in front])
             new = edited(e, draw)

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..data import splits
 from .engines import Budget
-from .estimator import drawn_seed
 from .forms import power_law, ratio_law, sparse_sums, wave_law
 from .likelihood import margin_loss, margin_values
 from .searching import Task, check_weights, in_processes, merged_rows, varying, within
@@ -27,8 +26,9 @@ def read_regression(model, X, y, sample_weight, groups) -> Task:
     X, y = model._read_columns(X, y, y_numeric=True)
     y = np.asarray(y, dtype=np.float64)
     if not np.abs(y).max() < 1e150: raise ValueError("y: values beyond 1e150; expected smaller ones")
+    if 0 < np.abs(y).max() < 1e-150: raise ValueError("y: no value beyond 1e-150; expected larger ones")
     model._check()
-    seed, w = drawn_seed(model.random_state), check_weights(sample_weight, len(y))
+    seed, w = model._seed(), check_weights(sample_weight, len(y))
     on = slice(None) if w is None else w > 0
     keep = model._seen(X[on], y[on, None], None if w is None else w[on])
     Z = X[:, keep].toarray() if hasattr(X, "tocsr") else X[:, keep]

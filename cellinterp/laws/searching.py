@@ -18,8 +18,7 @@ from .tree import Tree, head, nodes
 from .units import Units
 
 # %% auto #0
-__all__ = ['OUTER', 'check_weights', 'merged_rows', 'some_rows', 'varying', 'Task', 'without_squash', 'within', 'search_margin',
-           'in_processes']
+__all__ = ['OUTER', 'check_weights', 'merged_rows', 'some_rows', 'varying', 'Task', 'within', 'search_margin', 'in_processes']
 
 # %% ../../nbs/laws/searching.ipynb #a78bd964
 def check_weights(sample_weight, n: int) -> np.ndarray | None:
@@ -121,10 +120,10 @@ class Task:
         return law if self.scale == 1 else [canonical(("*", self.scale, e)) for e in law]
 
 # %% ../../nbs/laws/searching.ipynb #1db026cd
-def without_squash(e: Tree) -> Tree:
+def _without_squash(e: Tree) -> Tree:
     "A tree without tanh, where it served as a squasher only."
     if not isinstance(e, tuple): return e
-    parts = [without_squash(a) for a in e[1:]]
+    parts = [_without_squash(a) for a in e[1:]]
     return parts[0] if e[0] == "tanh" else (e[0], *parts)
 
 
@@ -189,7 +188,7 @@ def search_margin(X, y, T, names, *, engine, budget: Budget, n_restarts, n_edits
         found = search(X[some], goal, own, seed + i, engine=engine, names=names,
                        weights=None if counts is None else counts[some], T=T[some] if outer is None else None,
                        loss=loss, lapse=lapse, guesses=guesses if outer is None else ())
-        sources.append([within(e if keep_tanh else without_squash(e), outer) for e in found])
+        sources.append([within(e if keep_tanh else _without_squash(e), outer) for e in found])
 
     def refined(forms, n_edits, seed):
         archive = Archive(X[rows], T[rows, None], names, budget.max_nodes, None if weights is None else weights[rows],

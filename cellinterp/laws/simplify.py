@@ -17,7 +17,7 @@ from .tree import Tree, head, in_order, is_number, joined, natural, nodes, split
 RULES = {}  # operator: its rules in order; "f" for all functions
 
 
-def rule(*operators):
+def _rule(*operators):
     "Register a rule for these operators."
     def register(f):
         for op in operators: RULES.setdefault(op, []).append(f)
@@ -32,10 +32,10 @@ def canonical(e: Tree) -> Tree:
 
 def _canonical(e):
     if not isinstance(e, tuple): return e
-    return settled((e[0], *[_canonical(a) for a in e[1:]]))
+    return _settled((e[0], *[_canonical(a) for a in e[1:]]))
 
 
-def settled(e: Tree) -> Tree:
+def _settled(e: Tree) -> Tree:
     "A tree whose parts are simple, after its own rules."
     for _ in range(30):
         if not isinstance(e, tuple): return e
@@ -49,8 +49,7 @@ def settled(e: Tree) -> Tree:
     return e
 
 # %% auto #0
-__all__ = ['RULES', 'rule', 'canonical', 'settled', 'plus', 'times', 'minus', 'flat', 'spread', 'collect', 'gather', 'pulled',
-           'join', 'pull', 'sign', 'pair', 'power', 'fold', 'parity', 'shift', 'inverse']
+__all__ = ['RULES', 'canonical', 'plus', 'times', 'spread']
 
 # %% ../../nbs/laws/simplify.ipynb #d13a7a43
 def plus(*terms: Tree) -> Tree:
@@ -74,42 +73,42 @@ def times(*factors: Tree) -> Tree:
     return joined("*", [number, *[f for f in out[1:] if not is_number(f)]], 1)
 
 
-def minus(e: Tree) -> Tree:
+def _minus(e: Tree) -> Tree:
     "The negative of a tree."
     return times(-1, e)
 
 # %% ../../nbs/laws/simplify.ipynb #63bdaa41
-@rule("+", "*")
-def flat(e):
+@_rule("+", "*")
+def _flat(e):
     "x + (y + z) -> x + y + z, and the same for products."
     new = (plus if e[0] == "+" else times)(*e[1:])
     return e if head(new) == e[0] and len(new) == len(e) and all(map(operator.is_, new[1:], e[1:])) else new
 
 
-@rule("+")
+@_rule("+")
 def spread(e):
     "x + 2*(y + z) -> x + 2*y + 2*z."
     if not any(head(split(t)[1]) == "+" for t in e[1:]): return e
     out = []
     for t in e[1:]:
         number, rest = split(t)
-        out += [settled(("*", number, a)) for a in rest[1:]] if head(rest) == "+" else [t]
+        out += [_settled(("*", number, a)) for a in rest[1:]] if head(rest) == "+" else [t]
     return plus(*out)
 
 
-@rule("+")
-def collect(e):
+@_rule("+")
+def _collect(e):
     "2*x + 3*x + 1 + 1 -> 5*x + 2."
     found = {}
     for t in e[1:]:
         number, rest = split(t)
         found[rest] = found[rest] + number if rest in found else number
     if len(found) == len(e) - 1: return e
-    return plus(*[number if rest == 1 else settled(("*", number, rest)) for rest, number in found.items()])
+    return plus(*[number if rest == 1 else _settled(("*", number, rest)) for rest, number in found.items()])
 
 
-@rule("+")
-def gather(e):
+@_rule("+")
+def _gather(e):
     "a*x + b*x*y -> x*(a + b*y), the commonest factor first."
     terms = [split(t) for t in e[1:]]
     factors = [list(rest[1:]) if head(rest) == "*" else [rest] for _, rest in terms]
@@ -123,12 +122,12 @@ def gather(e):
     for (number, _), fs, t in zip(terms, factors, e[1:]):
         if common not in fs: left.append(t)
         else: inside.append(times(number, *[f for f in fs if f is not common and f != common]))
-    number, inner = pulled(settled(("+", *inside)))
-    return settled(("+", *left, settled(("*", number, common, inner)))) if left else settled(
+    number, inner = _pulled(_settled(("+", *inside)))
+    return _settled(("+", *left, _settled(("*", number, common, inner)))) if left else _settled(
         ("*", number, common, inner))
 
 
-def pulled(e):
+def _pulled(e):
     "A sum whose every term has a constant, as (constant, a sum with one constant fewer): 2.5*x + 5.0 is 2.5*(x + 2.0)."
     if head(e) != "+": return split(e) if head(e) == "*" else (1, e)
     terms = [split(t) for t in e[1:]]
@@ -138,8 +137,8 @@ def pulled(e):
     return k, plus(*[times(*([] if c is k else [c / k]), rest) for c, rest in terms])
 
 # %% ../../nbs/laws/simplify.ipynb #da3e8762
-@rule("*")
-def join(e):
+@_rule("*")
+def _join(e):
     "x*3*x -> 3*x**2; x/x -> 1; exp(x)*exp(y) -> exp(x + y)."
     powers, inside, number = {}, [], split(e)[0]
     for f in e[2 if is_number(e[1]) else 1:]:
@@ -148,24 +147,24 @@ def join(e):
             base, n = (f[1], f[2]) if head(f) == "^" and is_number(f[2]) else (f, 1)
             powers[base] = powers[base] + n if base in powers else n
     if len(powers) + len(inside) + is_number(e[1]) == len(e) - 1 and len(inside) < 2: return e
-    if len(inside) > 1: inside = [settled(("+", *inside))]
-    out = [settled(("^", b, n)) if n != 1 else b for b, n in powers.items() if n != 0]
-    return times(number, *out, *[settled(("exp", a)) for a in inside])
+    if len(inside) > 1: inside = [_settled(("+", *inside))]
+    out = [_settled(("^", b, n)) if n != 1 else b for b, n in powers.items() if n != 0]
+    return times(number, *out, *[_settled(("exp", a)) for a in inside])
 
 
-@rule("*")
-def pull(e):
+@_rule("*")
+def _pull(e):
     "(2.0*x + 4.0)*3.0*y -> 6.0*y*(x + 2.0)."
     number, parts = 1, []
     for f in e[1:]:
-        k, rest = pulled(f) if head(f) == "+" else (1, f)
+        k, rest = _pulled(f) if head(f) == "+" else (1, f)
         number = number * k
         parts.append(rest)
-    return e if type(number) is int and number == 1 else settled(("*", number, *parts))
+    return e if type(number) is int and number == 1 else _settled(("*", number, *parts))
 
 
-@rule("*")
-def sign(e):
+@_rule("*")
+def _sign(e):
     "-3*(b - a) -> 3*(a - b)."
     number, rest = split(e)
     factors = rest[1:] if head(rest) == "*" else (rest,)
@@ -176,21 +175,21 @@ def sign(e):
         free = isinstance(number, float)
         mostly = below and (2 * below > n or (2 * below == n and number < 0))
         if (number == -1 and not free) or below == n or (free and mostly):
-            turned = settled(("+", *[minus(t) for t in s[1:]]))
+            turned = _settled(("+", *[_minus(t) for t in s[1:]]))
             return times(-number, *factors[:i], turned, *factors[i + 1:])
     return e
 
 
-@rule("*")
-def pair(e):
+@_rule("*")
+def _pair(e):
     "x**2*y**2 -> (x*y)**2: one node fewer."
     squares = [f for f in e[1:] if head(f) == "^" and type(f[2]) is int and f[2] == 2]
     if len(squares) < 2: return e
-    return times(*[f for f in e[1:] if f not in squares], ("^", settled(("*", *[f[1] for f in squares])), 2))
+    return times(*[f for f in e[1:] if f not in squares], ("^", _settled(("*", *[f[1] for f in squares])), 2))
 
 # %% ../../nbs/laws/simplify.ipynb #40243908
-@rule("^")
-def power(e):
+@_rule("^")
+def _power(e):
     "(2.0*x)**2 -> 4.0*x**2; (x**2)**3 -> x**6; sqrt(x**2) -> abs(x)."
     _, base, n = e
     if not is_number(n): return e
@@ -198,17 +197,17 @@ def power(e):
     if is_number(base): return _fold_power(base, n)
     if head(base) == "^" and is_number(base[2]):
         even = type(base[2]) is int and base[2] % 2 == 0
-        if type(n) is int: return settled(("^", base[1], base[2] * n))
-        if even and isinstance(n, Fraction) and n == Fraction(1, 2) and base[2] == 2: return settled(("abs", base[1]))
+        if type(n) is int: return _settled(("^", base[1], base[2] * n))
+        if even and isinstance(n, Fraction) and n == Fraction(1, 2) and base[2] == 2: return _settled(("abs", base[1]))
     if type(n) is not int: return e
-    if head(base) == "abs" and n % 2 == 0: return settled(("^", base[1], n))
-    if head(base) == "exp" and isinstance(split(base[1])[0], float): return settled(("exp", times(n, base[1])))
-    if n == -1 and head(base) == "*": return times(*[settled(("^", f, -1)) for f in base[1:]])
-    k, rest = pulled(base)
+    if head(base) == "abs" and n % 2 == 0: return _settled(("^", base[1], n))
+    if head(base) == "exp" and isinstance(split(base[1])[0], float): return _settled(("exp", times(n, base[1])))
+    if n == -1 and head(base) == "*": return times(*[_settled(("^", f, -1)) for f in base[1:]])
+    k, rest = _pulled(base)
     if head(rest) == "+" and all(split(t)[0] < 0 for t in rest[1:]):
-        k, rest = -k, settled(("+", *[minus(t) for t in rest[1:]]))
+        k, rest = -k, _settled(("+", *[_minus(t) for t in rest[1:]]))
     if k == 1 and type(k) is int: return e
-    return times(_fold_power(k, n), settled(("^", rest, n)))
+    return times(_fold_power(k, n), _settled(("^", rest, n)))
 
 
 def _fold_power(k, n):
@@ -221,39 +220,39 @@ def _fold_power(k, n):
     return out if not isinstance(out, Fraction) or out.denominator > 1 else int(out)
 
 
-@rule("f")
-def fold(e):
+@_rule("f")
+def _fold(e):
     "exp(1.0) -> 2.718…: a function of numbers."
     if not all(map(is_number, e[1:])): return e
     with np.errstate(all="ignore"): return float(OPS[e[0]].value(*map(float, e[1:])))
 
 
-@rule("f")
-def parity(e):
+@_rule("f")
+def _parity(e):
     "tanh(-x) -> -tanh(x), cos(-x) -> cos(x)."
     if e[0] not in OPS or not OPS[e[0]].symmetry: return e
     number, rest = split(e[1])
     whole_sum = head(rest) == "+" and number == 1
     if not (all(split(t)[0] < 0 for t in rest[1:]) if whole_sum else number < 0): return e
-    inner = settled(("+", *[minus(t) for t in rest[1:]])) if whole_sum else minus(e[1])
-    return (e[0], inner) if OPS[e[0]].symmetry == "even" else settled(("*", -1, (e[0], inner)))
+    inner = _settled(("+", *[_minus(t) for t in rest[1:]])) if whole_sum else _minus(e[1])
+    return (e[0], inner) if OPS[e[0]].symmetry == "even" else _settled(("*", -1, (e[0], inner)))
 
 
-@rule("exp")
-def shift(e):
+@_rule("exp")
+def _shift(e):
     "exp(x + 0.7) -> 2.01…*exp(x)."
     if head(e[1]) != "+" or not isinstance(e[1][-1], float) or abs(e[1][-1]) >= 50: return e
-    return settled(("*", math.exp(e[1][-1]), settled(("exp", plus(*e[1][1:-1])))))
+    return _settled(("*", math.exp(e[1][-1]), _settled(("exp", plus(*e[1][1:-1])))))
 
 
-@rule("log", "abs")
-def inverse(e):
+@_rule("log", "abs")
+def _inverse(e):
     "log(exp(x)) -> x; abs(exp(x)) -> exp(x); abs(x**2) -> x**2."
     inner = e[1]
     if e[0] == "log": return inner[1] if head(inner) == "exp" else e
     even = head(inner) == "^" and type(inner[2]) is int and inner[2] % 2 == 0
     number, rest = split(inner)
-    if number != 1 and not is_number(inner): return settled(("*", abs(number), settled(("abs", rest))))
+    if number != 1 and not is_number(inner): return _settled(("*", abs(number), _settled(("abs", rest))))
     return inner if head(inner) in ("exp", "abs", "sigmoid", "cosh", "relu") or even else e
 
 

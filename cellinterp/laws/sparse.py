@@ -22,8 +22,7 @@ from .sparse_network import HardConcrete, SparseNetwork, prune
 from ..training.loop import TorchEstimator, as_tensor, auto_steps, balanced_weights, train
 
 # %% auto #0
-__all__ = ['Path', 'dense_network', 'gated_network', 'narrow_network', 'pruned_networks', 'chosen_network', 'Answers',
-           'SparseClassifier', 'standardised', 'path_table', 'plot_path', 'plot_network', 'epsilon_set']
+__all__ = ['Path', 'Answers', 'SparseClassifier', 'plot_path', 'plot_network', 'epsilon_set']
 
 # %% ../../nbs/laws/sparse.ipynb #1031328e
 class Path:
@@ -111,7 +110,7 @@ class Path:
     def near_best(self, score) -> bool: return score >= self.best - self.model.tolerance
 
 # %% ../../nbs/laws/sparse.ipynb #4d357150
-def dense_network(path: Path, constant) -> SparseNetwork:
+def _dense_network(path: Path, constant) -> SparseNetwork:
     "1. A dense network; a constant column decides nothing."
     net = path.network(path.seed)
     net.layers[0].mask[:, constant] = 0
@@ -120,7 +119,7 @@ def dense_network(path: Path, constant) -> SparseNetwork:
     return net
 
 
-def gated_network(path: Path, net) -> tuple:
+def _gated_network(path: Path, net) -> tuple:
     "2. Gates on the trained network, λ growing: columns and network of the last one within tolerance."
     gates, kept, wide = HardConcrete(path.z.shape[1]), net.inputs(), copy.deepcopy(net)
     for penalty in path.model.penalties:
@@ -135,7 +134,7 @@ def gated_network(path: Path, net) -> tuple:
     return kept, wide
 
 
-def narrow_network(path: Path, kept, wide) -> tuple:
+def _narrow_network(path: Path, kept, wide) -> tuple:
     "3. A narrow network on what is left; where it is too narrow for this decision, the wide one goes on."
     path.widths = list(path.model.narrow)
     net = path.network(path.seed + 1)
@@ -147,7 +146,7 @@ def narrow_network(path: Path, kept, wide) -> tuple:
     return wide, path.best
 
 
-def pruned_networks(path: Path, net, score, n_classes):
+def _pruned_networks(path: Path, net, score, n_classes):
     "4. Prune and fine-tune until nothing is left to give."
     tolerance = path.model.tolerance
     while net.n_weights() > 2 * n_classes and score > path.best - 5 * max(tolerance, 0.01):
@@ -157,7 +156,7 @@ def pruned_networks(path: Path, net, score, n_classes):
         score = path.note(net.clean(), "pruned")
 
 
-def chosen_network(path: Path) -> tuple:
+def _chosen_network(path: Path) -> tuple:
     "5. The sparsest network within tolerance of the best, fine-tuned on all rows; and its line of the path."
     chosen = min((p for p in path.seen if path.near_best(p["balanced_accuracy"])), key=lambda p: p["weights"])
     path.widths = chosen["widths"]
@@ -288,17 +287,17 @@ class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimato
         from cellinterp.data.splits import inner_split
         X, codes, weights, groups = self._read(X, y, groups, sample_weight)
         seed = self._seed()
-        z, scale, constant = standardised(X)
+        z, scale, constant = _standardised(X)
         fit, held = inner_split(codes, groups, fraction=self.validation_fraction, seed=seed)
         path = Path(self, z, scale, codes, weights, seed, fit, held)
-        net = dense_network(path, constant)
+        net = _dense_network(path, constant)
         self.dense_accuracy_ = path.best
         if not self.dense_only:
-            net, score = narrow_network(path, *gated_network(path, net))
-            pruned_networks(path, net, score, len(self.classes_))
-        self.module_, chosen = chosen_network(path)
+            net, score = _narrow_network(path, *_gated_network(path, net))
+            _pruned_networks(path, net, score, len(self.classes_))
+        self.module_, chosen = _chosen_network(path)
         self.kept_, self.n_weights_ = self.module_.inputs(), self.module_.n_weights()
-        self.history_ = self.path_ = path_table(path.seen, chosen)
+        self.history_ = self.path_ = _path_table(path.seen, chosen)
         return self
 
     def _read(self, X, y, groups, sample_weight):
@@ -313,18 +312,18 @@ class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimato
         return X[there], codes, weights[there], None if groups is None else np.asarray(groups)[there]
 
 
-def standardised(X) -> tuple:
+def _standardised(X) -> tuple:
     """Columns (N, d) to mean 0 and variance 1, to 1/4096 (float32); mean and standard deviation (d,); and which columns
     are constant to the precision of their numbers.
     """
     X = as_tensor(np.asarray(X, dtype=np.float64))
     mean, std = X.mean(0), X.std(0, correction=0)
-    constant = std <= 1e-12 * X.abs().amax(0)
+    constant = std <= 1e-14 * X.abs().amax(0)
     std = torch.where(constant, 1.0, std)
     return (((X - mean) / std * 4096).round() / 4096).float(), (mean, std), constant
 
 
-def path_table(seen, chosen):
+def _path_table(seen, chosen):
     "A row a network that was seen."
     import pandas as pd
     kept = ("stage", "inputs", "weights", "balanced_accuracy")

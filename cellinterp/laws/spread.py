@@ -43,10 +43,13 @@ def constant_spread(law, labels, X, T, names, weights=None, loss="log", lapse=0.
     finite = np.isfinite(F).all(1) & np.isfinite(np.concatenate(J, 0)).all(0) if p else np.zeros(0, bool)
     if p and finite.sum() > p:
         F, J, T, w = F[finite], [j[:, finite] for j in J], T[finite], w[finite]
+        size = np.concatenate([np.abs(j).max(1, initial=0) for j in J])
+        size = np.where(size > 0, size, 1.0)
+        J = [j / s[:, None] for j, s in zip(J, np.split(size, np.cumsum([len(j) for j in J])[:-1]))]  # no overflow
         _, H = fisher(J, F, T, w / w.sum(), loss, 0.0 if loss == "squared" else 1e-4, lapse)
         unit = 1 / np.sqrt(np.where(np.diag(H) > 0, np.diag(H), 1.0))
         cov = np.linalg.pinv(H * unit[:, None] * unit, rcond=1e-10, hermitian=True) * unit[:, None] * unit / w.sum()
         if loss == "squared": cov = cov * (w / w.sum() @ np.square(F - T)[:, 0]) * len(F) / (len(F) - p)
-        error = np.sqrt(np.maximum(np.diag(cov), 0))
+        error = np.sqrt(np.maximum(np.diag(cov), 0)) / size
     owner = [label for label, a in zip(labels, c) for _ in a]
     return pd.DataFrame({"class": owner, "constant": np.concatenate([*c, []]), "standard_error": error})

@@ -10,7 +10,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 
 from . import classification, regression
 from .estimator import Searched
-from .law import as_given, from_files, given_names, margin_labels, store
+from .law import as_given, as_list, from_files, given_names, margin_labels, store
 from .likelihood import probabilities
 from .ops import OPERATORS
 
@@ -206,7 +206,7 @@ class _FromElsewhere:
 
         Parameters
         ----------
-        expressions : str or sequence of str
+        expressions : str, sympy expression or tree, or a list of them
             One a class, in the order of `classes`; for two classes one, the margin of the second.
         classes : sequence
         names : sequence of str
@@ -219,7 +219,7 @@ class _FromElsewhere:
         ValueError
             For another number of expressions, and for what `parse` refuses, such as a column that is not in `names`.
         """
-        expressions = [expressions] if isinstance(expressions, str) else list(expressions)
+        expressions = as_list(expressions)
         law = cls()
         law.classes_, law.engine_, law.target_ = np.asarray(classes), "given", "given"
         labels = margin_labels(law.classes_)

@@ -20,7 +20,7 @@ from .tree import Tree, check_size, head, is_number, negative, nodes, product, s
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
 # %% auto #0
-__all__ = ['MAX_TEXT', 'parse', 'to_text', 'from_sympy', 'complexity', 'tidy_names']
+__all__ = ['MAX_TEXT', 'parse', 'to_text', 'complexity', 'tidy_names']
 
 # %% ../../nbs/laws/text.ipynb #a59c6f6e
 def _number(x):
@@ -176,7 +176,7 @@ def parse(text, names=None) -> Tree:
 
 def _read_other(thing):
     "A sympy expression as a tree; anything else is refused."
-    if type(thing).__module__.startswith("sympy."): return from_sympy(thing)
+    if type(thing).__module__.startswith("sympy."): return _from_sympy(thing)
     raise ValueError(f"equation: {type(thing).__name__}; expected text")
 
 # %% ../../nbs/laws/text.ipynb #2a16a17b
@@ -233,12 +233,12 @@ def _power_text(e):
     return f"{_wrapped(base, 4)}**{_wrapped(power, 4)}", 3
 
 # %% ../../nbs/laws/text.ipynb #aa77adc3
-def from_sympy(expr) -> Tree:
+def _from_sympy(expr) -> Tree:
     "The tree of a sympy expression; ValueError for what no law here holds."
     if expr.is_Symbol: return expr.name
     if expr.is_Rational: return _number(Fraction(int(expr.p), int(expr.q)))
     if expr.is_number: return _number(complex(expr).real if abs(complex(expr).imag) == 0 else complex(expr))
-    args = [from_sympy(a) for a in expr.args]
+    args = [_from_sympy(a) for a in expr.args]
     if expr.is_Add: return _plus(*args)
     if expr.is_Mul: return _times(*args)
     if expr.is_Pow: return _power(*args)

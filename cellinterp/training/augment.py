@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['random_views', 'nudged', 'affine', 'turns', 'turned', 'random_turns', 'background', 'aligned_crops', 'polar_spectra']
+__all__ = ['random_views', 'nudged', 'turns', 'turned', 'random_turns', 'background', 'aligned_crops', 'polar_spectra']
 
 # %% ../../nbs/training/augment.ipynb #cadca24a
 def random_views(
@@ -46,7 +46,7 @@ def random_views(
     angle = torch.where(whole, (angle / step).round() * step, angle)
     zoom = torch.where(whole, torch.ones_like(zoom), zoom)
     centre = torch.where(whole[:, None], (centre * size / 2).round() * 2 / size, centre)
-    theta = affine(angle, zoom, u[2].sign(), centre)
+    theta = _affine(angle, zoom, u[2].sign(), centre)
     x = F.grid_sample(
         x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
     )
@@ -61,12 +61,12 @@ def nudged(x: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
     moved = (torch.rand(len(x), 1, device=x.device) < share).to(x)
     centre = moved * (torch.rand(len(x), 2, device=x.device) - 0.5) * 2 / size
     one = torch.ones(len(x), device=x.device)
-    theta = affine(0 * one, one, one, centre)
+    theta = _affine(0 * one, one, one, centre)
     grid = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-def affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+def _affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """Sampling matrices (B, 2, 3) for `affine_grid`: output axes turned by `angle` (B,), `mirror` = ±1 (B,), spanning
     `zoom` (B,) about `centre` (B, 2; x, y in [-1, 1]).
     """
@@ -197,7 +197,7 @@ def aligned_crops(x: torch.Tensor, size: int = 32, sigma: float = 0.47, span: fl
     su = torch.where((m * u**3).sum((1, 2)) < 0, -1.0, 1.0)
     sv = torch.where((m * v**3).sum((1, 2)) < 0, -1.0, 1.0)
     # flipping u alone = a half turn and a mirror
-    theta = affine(angle + math.pi * (su < 0), torch.full_like(cx, span), su * sv, torch.stack([cx, cy], 1))
+    theta = _affine(angle + math.pi * (su < 0), torch.full_like(cx, span), su * sv, torch.stack([cx, cy], 1))
     weighted = (
         x
         * torch.exp(-((xx - cx[:, None, None]) ** 2 + (yy - cy[:, None, None]) ** 2) / (2 * (1.4 * sigma) ** 2))[

@@ -25,8 +25,8 @@ from cellinterp.training.checkpoints import (
 )
 
 # %% auto #0
-__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'Settings', 'Training', 'Resumable', 'teller', 'onecycle',
-           'progress_bar', 'auto_steps', 'train', 'TorchEstimator', 'as_tensor', 'n_parameters']
+__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'Settings', 'Training', 'Resumable', 'teller', 'progress_bar',
+           'auto_steps', 'train', 'TorchEstimator', 'as_tensor', 'n_parameters']
 
 # %% ../../nbs/training/loop.ipynb #3c94752c
 class Rows:
@@ -133,7 +133,7 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             if group.get("schedule", self.settings.schedule) == "onecycle":
                 cycle = self.settings.cycle or self.settings.max_steps
-                group["lr"] = rate * onecycle(t % cycle / cycle)
+                group["lr"] = rate * _onecycle(t % cycle / cycle)
         mine = rows[self.acc.process_index :: self.acc.num_processes].to(self.acc.device)
         with self.acc.autocast(): terms = step(self.run, mine, t)
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,7 +236,7 @@ def teller(desc: str):
     return lambda line: [hear(name, line) for hear in listeners]
 
 
-def onecycle(progress: float, rise: float = 0.25) -> float:
+def _onecycle(progress: float, rise: float = 0.25) -> float:
     "Learning-rate factor at `progress` in [0, 1): linear rise over the first quarter, cosine to zero after it."
     return (
         max(progress / rise, 1e-2)
