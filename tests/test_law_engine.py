@@ -166,12 +166,39 @@ def test_more_of_pysrs_operators_are_read():
     assert {"gamma"}.isdisjoint(UNARY) and set(MANY) >= {"max", "min", "atan2"}
 
 
+@pytest.mark.parametrize("text", [
+    "-2.5*z0", "1e-7*z0 + 1e12", "1.5e-300*z0", "z0**-2", "z0**0.5", "2.5**z0", "-z0**2", "(z0+1)**2/(z1-1)**3",
+    "1/(2.0*z0)", "abs(z0)**1.5", "z0/3.0/z1", "0.1*z0 - -3*z1", "z0 - (z1 - 2.5)", "-(z0+z1)", "-1.0*z0", "z0**z1",
+    "max(z0,z1,0.5)", "sqrt(z0**2)", "(z0**2)**0.5", "z0**(1/3)", "cbrt(z0)", "123456789.123456789*z0",
+    "z0*1e-20 + z1*1e20", "round(z0)", "floor(z0)+ceil(z1)", "safe_log(z0)", "sigmoid(-z0)", "-5", "2*(z0 + z1)/7",
+])
+def test_one_law_has_one_value_in_every_form(text):
+    "numpy, torch, sympy, the text read again, and sympy's expression given back; at halves too."
+    rows = np.vstack([np.random.default_rng(0).normal(size=(40, 2)), [[.5, 1], [1.5, 2], [-.5, .5], [2.5, -1]]])
+    names = ["z0", "z1"]
+    law = SymbolicClassifier.from_expressions(text, ["a", "b"], names)
+    margin, e = law.decision_function(rows), law.sympy()[0]
+    forms = {
+        "text": evaluate(law.expressions_[0], rows), "torch": law.to_torch()(torch.tensor(rows)).detach().numpy()[:, 0],
+        "sympy given back": SymbolicClassifier.from_expressions(e, ["a", "b"], names).decision_function(rows),
+        "a tree": SymbolicClassifier.from_expressions(parse(text), ["a", "b"], names).decision_function(rows),
+    }
+    for name, value in forms.items(): np.testing.assert_allclose(value, margin, rtol=1e-9, err_msg=name)
+    z0, z1 = (sympy.Symbol(n, real=True) for n in names)
+    for row, want in zip(rows[-8:], margin[-8:]):
+        got = complex(sympy.sympify(e).subs({z0: sympy.Float(row[0], 30), z1: sympy.Float(row[1], 30)}).evalf(20))
+        assert np.isclose(got.real, want, rtol=1e-9) if np.isfinite(want) else abs(got.imag) > 0
+
+
 # ---------------------------------------------------------------- names
 
 @pytest.mark.parametrize(
     "names",
     [["α", "β"], ["μ", "σ"], ["长", "宽"], ["+", "-"], ["%", "_"], ["x1", "x0"], ["a b", "a_b"], ["E", "I"], ["S", "N"],
-     ["exp", "log"], ["1", "2"], ["__a", "_a"], ["é", "e"]],
+     ["exp", "log"], ["1", "2"], ["__a", "_a"], ["é", "e"], ["a", "A"], ["a.b", "a_b"], ["log(area)", "area"],
+     ["pi", "e"], ["lambda", "class"], ["None", "True"], [" a", "a "], ["a\nb", "a\tb"], ["x^2", "x²"], ["∑", "∆"],
+     ["µm", "μm"], ["ﬁ", "fi"], ["%", "column_0"], ["column_1", "+"], ["oo", "nan"], ["min", "max"],
+     ["__class__", "__init__"], ["$a$", "\\alpha"], ["a{b}", "a}b"], ["exp", "exp_"], ["", "a"], ["x" * 300, "y"]],
 )
 def test_any_two_names(names):
     Z = np.random.default_rng(0).normal(size=(100, 2))
@@ -181,7 +208,7 @@ def test_any_two_names(names):
     assert law.latex() and law.sympy() and law_table(law).factors[0] == law.used_[0]
     given = SymbolicClassifier.from_expressions(f"{tidy_names(names)[0]} - 2.5*{tidy_names(names)[1]}", [0, 1], names)
     np.testing.assert_allclose(given.decision_function(frame), Z[:, 0] - 2.5 * Z[:, 1])
-    for c in law.latex()[0]: assert c.isascii() or c.isalpha()
+    for c in law.latex()[0]: assert c.isascii() or c.isalpha() or c in names[0] + names[1]
 
 
 def test_a_bare_underscore_is_escaped():
@@ -230,6 +257,21 @@ def test_what_is_printed_is_what_predicts():
     np.testing.assert_allclose([float(m.sympy()[0].subs({s: Z[0, int(s.name[1])] for s in m.sympy()[0].free_symbols}))],
                                m.predict(Z[:1]), rtol=1e-12)
     np.testing.assert_array_equal(evaluate(m.expressions_[0], Z), m.predict(Z))
+
+
+def test_a_factor_of_one_is_multiplied_out():
+    "2.0*(x + 0.5*y + 6172.839) has nine nodes, 2.0*x + y + 12345.678 seven; 2.5*(x - 0.5) stays a threshold."
+    law = shortened([parse("2.0*(x + 0.5*y + 6172.839)"), parse("2.5*(x - 0.5)")], X, ["x", "y"], 7)
+    assert [to_text(e) for e in law] == ["2.0*x + y + 12345.678", "2.5*(x - 0.5)"]
+
+
+@pytest.mark.parametrize("unit", [1e100, 1e-100])
+def test_constants_of_far_units_have_a_spread(unit):
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(200, 2))
+    y = Z[:, 0] + rng.normal(size=200) > 0
+    errors = [SymbolicClassifier(**SMALL).fit(Z * u, y).spread_.standard_error.to_numpy() for u in (1, unit)]
+    np.testing.assert_allclose(errors[1][0] * unit, errors[0][0], rtol=1e-3)
 
 
 def test_dust_is_left_out():
@@ -309,6 +351,7 @@ def test_arguments_are_refused_before_work_starts(kw, message, monkeypatch):
 
 def test_a_target_without_squares_is_refused():
     with pytest.raises(ValueError, match="1e150"): SymbolicRegressor(**SMALL).fit(X, X[:, 0] * 1e300)
+    with pytest.raises(ValueError, match="1e-150"): SymbolicRegressor(**SMALL).fit(X, X[:, 0] * 1e-200)
 
 
 def test_numpys_generators_are_seeds():
@@ -382,6 +425,36 @@ def test_categories_are_columns():
     big = SymbolicClassifier(**SMALL).fit(frame, frame["size"].cat.codes > 1)
     assert big.used_ == ["size"] and big.score(frame, frame["size"].cat.codes > 1) == 1
     with pytest.raises(ValueError, match="numbers only"): law.predict(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda f: f.assign(day=pd.Timestamp("2026-01-01")), "column day holds datetime64"),
+    (lambda f: f.assign(q=f.area + 1j), "column q holds complex"),
+    (lambda f: pd.concat([f, f[["area"]]], axis=1), "two columns are called area"),
+    (lambda f: f.assign(shape=[None, *f["shape"][1:]]), "column shape has None in 1 rows"),
+    (lambda f: f.assign(**{"shape = round": 1.0}), "two columns would be called shape = round"),
+])
+def test_tables_that_no_law_can_read(change, message):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"area": rng.normal(size=60), "shape": rng.choice(["round", "bean", "long"], 60)})
+    for fit in (linear_law, SymbolicClassifier(**SMALL).fit):
+        with pytest.raises(ValueError, match=message): fit(change(frame), frame.area > 0)
+
+
+def test_a_word_that_was_never_learnt_is_named():
+    frame = pd.DataFrame({"shape": ["round", "bean", "long"] * 20})
+    law = linear_law(frame, frame["shape"] == "round", 5)
+    with pytest.raises(ValueError, match="column shape has square in 2 rows; expected one of bean, long, round"):
+        law.predict(pd.DataFrame({"shape": ["round", "square", "square"]}))
+
+
+def test_a_linear_law_reads_sparse_rows_and_checks_its_arguments():
+    from scipy.sparse import csr_array
+    y = X[:, 0] > 0
+    np.testing.assert_array_equal(linear_law(csr_array(X), y).predict(X), linear_law(X, y).predict(X))
+    for kw, message in ((dict(digits=0), "digits"), (dict(max_nodes=5.5), "max_nodes"),
+                        (dict(sample_weight=-np.ones(40)), "sample_weight")):
+        with pytest.raises(ValueError, match=message): linear_law(X, y, **kw)
 
 
 def test_constants_come_with_their_spread():

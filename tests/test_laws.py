@@ -193,7 +193,12 @@ def test_names_that_are_no_identifiers(plane):
 
 # ---------------------------------------------------------------- estimators
 
-@pytest.mark.parametrize("estimator", [SymbolicClassifier(), SymbolicRegressor()], ids=["classifier", "regressor"])
+# over a hundred fits each: every check of scikit-learn, with a search of a few evaluations
+QUICK = dict(engine="operon", max_nodes=7, max_evaluations=200, n_restarts=1, n_edits=4, n_jobs=1)
+
+
+@pytest.mark.parametrize("estimator", [SymbolicClassifier(**QUICK), SymbolicRegressor(**QUICK)],
+                         ids=["classifier", "regressor"])
 @pytest.mark.filterwarnings("ignore")
 def test_check_estimator(estimator): check_estimator(estimator, on_skip=None)
 

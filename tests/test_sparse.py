@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellinterp.data.splits import inner_split
-from cellinterp.laws import SparseClassifier
-from cellinterp.laws.sparse import epsilon_set, plot_network, plot_path
+from cellinterp.laws import SparseClassifier, epsilon_set, plot_network, plot_path
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_path_says_what_each_network_uses(model, data):
 
 
 def test_a_broken_fit_resumes_to_the_same_network(data, tmp_path, monkeypatch):
-    import cellinterp.laws.sparse as module
+    import cellinterp.laws.sparse_path as module
     def make(folder):
         return SparseClassifier(max_steps=40, random_state=0, checkpoint=folder)
     whole, folder = make(None).fit(*data), str(tmp_path / "c")

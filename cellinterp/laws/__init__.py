@@ -13,7 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "compile": ["evaluate"],
     "linear": ["head_law", "linear_law"],
     "pysr_adapter": ["pysr_ready", "read_hall_of_fame"],
-    "sparse": ["SparseClassifier", "epsilon_set", "plot_network", "plot_path"],
+    "sparse": ["SparseClassifier"],
+    "sparse_views": ["epsilon_set", "plot_network", "plot_path"],
     "symbolic": ["SymbolicClassifier", "SymbolicRegressor"],
     "sympy_form": ["to_latex", "to_sympy"],
     "tables": [

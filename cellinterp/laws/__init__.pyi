@@ -6,9 +6,9 @@ from .linear import linear_law as linear_law
 from .pysr_adapter import pysr_ready as pysr_ready
 from .pysr_adapter import read_hall_of_fame as read_hall_of_fame
 from .sparse import SparseClassifier as SparseClassifier
-from .sparse import epsilon_set as epsilon_set
-from .sparse import plot_network as plot_network
-from .sparse import plot_path as plot_path
+from .sparse_views import epsilon_set as epsilon_set
+from .sparse_views import plot_network as plot_network
+from .sparse_views import plot_path as plot_path
 from .symbolic import SymbolicClassifier as SymbolicClassifier
 from .symbolic import SymbolicRegressor as SymbolicRegressor
 from .sympy_form import to_latex as to_latex

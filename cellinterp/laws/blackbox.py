@@ -26,93 +26,9 @@ __all__ = ['SIZES', 'MOST_CYCLES', 'BlackBoxClassifier']
 SIZES = {"small": (16, 32, 64, 128), "large": (32, 64, 128, 256)}
 MOST_CYCLES = 8
 
-
-class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
-    """A convolutional classifier of images, with rotation-free augmentation.
-
-    Parameters
-    ----------
-    widths : "small", "large" or tuple of int, default "small"
-        Channels of the convolutional blocks (each halves the image).
-    dropout : float, default 0.1
-        On the pooled channels.
-    weight_decay : float, default 0.02
-    n_views : int, default 8
-        Images are seen at test time in this many of the 8 exact turns and mirrors.
-    max_steps : int or "auto", default "auto"
-        "auto": cycles of 300 to 600 steps until held-out groups stop improving, and one on all images. A number: one
-        cycle of so many steps on all images.
-    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose
-        As in `training.loop.train`.
-
-    Attributes
-    ----------
-    classes_ : (K,) class names
-    module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K)
-    history_ : DataFrame; its `validation` is the balanced accuracy on what is held out
-    n_parameters_ : int
-    n_steps_ : int, steps in all
-    """
-
-    def __init__(
-        self,
-        widths="small",
-        *,
-        dropout=0.1,
-        weight_decay=0.02,
-        n_views=8,
-        max_steps="auto",
-        batch_size=64,
-        learning_rate=4e-3,
-        device="auto",
-        precision="auto",
-        random_state=None,
-        checkpoint=None,
-        verbose=False,
-    ):
-        self.widths = widths
-        self.dropout = dropout
-        self.weight_decay = weight_decay
-        self.n_views = n_views
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.device = device
-        self.precision = precision
-        self.random_state = random_state
-        self.checkpoint = checkpoint
-        self.verbose = verbose
-
-    def _build(self):
-        if isinstance(self.widths, str) and self.widths not in SIZES:
-            raise ValueError(f"widths: {self.widths!r}; expected 'small', 'large' or channels a block")
-        widths = SIZES[self.widths] if isinstance(self.widths, str) else tuple(self.widths)
-        return nn.Sequential(
-            ConvBlocks(self.image_shape_[0], widths),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(self.dropout),
-            nn.Linear(widths[-1], len(self.classes_)),
-        )
-
-    def fit(self, images, y, *, groups=None):
-        """Train on images (N, C, H, W) with class names y (N,); groups (N,) are kept whole where some are held out.
-
-        Raises ValueError for what `check_images` refuses.
-        """
-        images, y = check_images(images, y)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        self._learn_scale(images)
-        seed = self._seed()
-        self.module_ = self._make_module(seed)
-        self.n_parameters_ = n_parameters(self.module_)
-        everything = np.arange(len(images))
-        if self.max_steps == "auto": cycle = self._train_while_it_pays(images, codes, groups, seed)
-        else: cycle = auto_steps(self.max_steps, 0, 1, 1)
-        self._learn(images, codes, everything, cycle, seed, "all")
-        self.n_steps_ = int(self.history_["step"].iloc[-1])
-        return self
+# %% ../../nbs/laws/blackbox.ipynb #6856081c
+class _Cycles:
+    "Trains on random views, in cycles of a falling learning rate."
 
     def _train_while_it_pays(self, images, codes, groups, seed) -> int:
         "Cycles until held-out groups stop improving; returns the steps of a cycle."
@@ -150,19 +66,129 @@ class BlackBoxClassifier(ClassifierMixin, ImageEstimator):
         )
         self.history_ = history if before is None else _joined(before, history)
 
+# %% ../../nbs/laws/blackbox.ipynb #c263b3f4
+class _Decisions:
+    "What a fitted network says, in the mean over exact turns."
+
     def predict_log_proba(self, images):
-        "images (N, C, H, W) → (N, K): the normalised mean of the log-probabilities over the views."
+        """images (N, C, H, W) → (N, K): the normalised mean of the log-probabilities over the views.
+
+        Parameters
+        ----------
+        images : array (N, C, H, W)
+            Images like those of the fit.
+        """
         images = self._check(images)
         def views(x):
             x = self._scaled(x)
             return (sum(self.module_(v).log_softmax(-1) for v in turns(x, self.n_views)) / self.n_views).log_softmax(-1)
         return self._apply(views, images)
 
-    def predict_proba(self, images): return np.exp(self.predict_log_proba(images))
+    def predict_proba(self, images):
+        """Class probabilities (N, K).
 
-    def predict(self, images): return self.classes_[self.predict_log_proba(images).argmax(1)]
+        Parameters
+        ----------
+        images : array (N, C, H, W)
+            Images like those of the fit.
+        """
+        return np.exp(self.predict_log_proba(images))
 
+    def predict(self, images):
+        """Class names (N,).
 
+        Parameters
+        ----------
+        images : array (N, C, H, W)
+            Images like those of the fit.
+        """
+        return self.classes_[self.predict_log_proba(images).argmax(1)]
+
+# %% ../../nbs/laws/blackbox.ipynb #1c7703ec
+class BlackBoxClassifier(_Cycles, _Decisions, ClassifierMixin, ImageEstimator):
+    """A convolutional classifier of images, with rotation-free augmentation.
+
+    Parameters
+    ----------
+    widths : "small", "large" or tuple of int, default "small"
+        Channels of the convolutional blocks (each halves the image).
+    dropout : float, default 0.1
+        On the pooled channels.
+    weight_decay : float, default 0.02
+    n_views : int, default 8
+        Images are seen at test time in this many of the 8 exact turns and mirrors.
+    max_steps : int or "auto", default "auto"
+        "auto": cycles of 300 to 600 steps until held-out groups stop improving, and one on all images. A number: one
+        cycle of so many steps on all images.
+    batch_size, learning_rate, device, precision, random_state, checkpoint, verbose : as in `training.train`
+
+    Attributes
+    ----------
+    classes_ : (K,) class names
+    module_ : images scaled to about [0, 1] (B, C, H, W) → logits (B, K)
+    history_ : DataFrame; its `validation` is the balanced accuracy on what is held out
+    n_parameters_ : int
+    n_steps_ : int, steps in all
+    """
+
+    def __init__(
+        self, widths="small", *, dropout=0.1, weight_decay=0.02, n_views=8, max_steps="auto", batch_size=64,
+        learning_rate=4e-3, device="auto", precision="auto", random_state=None, checkpoint=None, verbose=False,
+    ):
+        self.widths = widths
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.n_views = n_views
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.verbose = verbose
+
+    def _build(self):
+        if isinstance(self.widths, str) and self.widths not in SIZES:
+            raise ValueError(f"widths: {self.widths!r}; expected 'small', 'large' or channels a block")
+        widths = SIZES[self.widths] if isinstance(self.widths, str) else tuple(self.widths)
+        return nn.Sequential(
+            ConvBlocks(self.image_shape_[0], widths),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(self.dropout),
+            nn.Linear(widths[-1], len(self.classes_)),
+        )
+
+    def fit(self, images, y, *, groups=None):
+        """Train on images (N, C, H, W) with class names y (N,); groups (N,) are kept whole where some are held out.
+
+        Parameters
+        ----------
+        images : array (N, C, H, W)
+            Images, of any numeric type.
+        y : array (N,)
+            Class names.
+        groups : array (N,), optional
+            Wells, plates or patients, kept whole where rows are held out.
+
+        Raises ValueError for what `check_images` refuses.
+        """
+        images, y = check_images(images, y)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        self._learn_scale(images)
+        seed = self._seed()
+        self.module_ = self._make_module(seed)
+        self.n_parameters_ = n_parameters(self.module_)
+        everything = np.arange(len(images))
+        if self.max_steps == "auto": cycle = self._train_while_it_pays(images, codes, groups, seed)
+        else: cycle = auto_steps(self.max_steps, 0, 1, 1)
+        self._learn(images, codes, everything, cycle, seed, "all")
+        self.n_steps_ = int(self.history_["step"].iloc[-1])
+        return self
+
+# %% ../../nbs/laws/blackbox.ipynb #ab6a3e58
 def _joined(before, after):
     "Two histories as one, the steps counted on."
     import pandas as pd

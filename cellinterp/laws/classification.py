@@ -27,7 +27,21 @@ __all__ = ['read_classification', 'classification_candidates', 'decided', 'choos
 
 # %% ../../nbs/laws/classification.ipynb #fa958487
 def read_classification(model, X, y, sample_weight, groups) -> Task:
-    "The task of a classification; sets `classes_`."
+    """The task of a classification; sets `classes_`.
+
+    Parameters
+    ----------
+    model : SymbolicClassifier
+        Its arguments are checked, its `classes_` set.
+    X : array (N, d), CSR or DataFrame
+        What came to `fit`.
+    y : array (N,)
+        Labels.
+    sample_weight : array (N,), optional
+        Weights of the rows.
+    groups : array (N,), optional
+        Wells, plates or patients, kept whole where rows are held out.
+    """
     if model.target not in ("auto", "labels", "teacher"):
         raise ValueError(f"target: {model.target!r}; target must be 'auto', 'labels' or 'teacher'")
     if not 0 <= model.lapse < 0.5: raise ValueError(f"lapse: {model.lapse!r}; expected at least 0 and below 0.5")
@@ -67,7 +81,7 @@ def read_classification(model, X, y, sample_weight, groups) -> Task:
 
 def _margin(P): return P[:, 1:] if P.shape[1] == 2 else P  # two classes have one margin
 
-
+# %% ../../nbs/laws/classification.ipynb #eadff9b2
 def _grouped(groups, on):
     groups = np.asarray(groups)
     if len(groups) != len(on): raise ValueError(f"groups has {len(groups)} entries for {len(on)} rows")
@@ -104,7 +118,15 @@ def _teach(model, X, y, train, seed, counts=None):
 
 # %% ../../nbs/laws/classification.ipynb #1409105e
 def classification_candidates(model, task) -> list:
-    "Joint laws over searched columns: the classes' frequencies, sums, guesses, and each class's front combined."
+    """Joint laws over searched columns: the classes' frequencies, sums, guesses, and each class's front combined.
+
+    Parameters
+    ----------
+    model : SymbolicClassifier
+        Whose budget holds.
+    task : Task
+        What `read_classification` gave.
+    """
     names, train, m = task.units.names, task.train, task.onehot.shape[1]
     laws = [[0.0] * m]
     if not len(names): return laws
@@ -140,12 +162,28 @@ def _held_out(model, task, law) -> tuple[float, float]:
 
 
 def decided(F):
-    "Codes (N,) of margins (N, m)."
+    """Codes (N,) of margins (N, m).
+
+    Parameters
+    ----------
+    F : array (N, m)
+        Margins, one column a class, or one for two classes.
+    """
     return (F[:, 0] > 0).astype(int) if F.shape[1] == 1 else F.argmax(1)
 
 
 def choose(model, task, laws) -> tuple:
-    "(front, its losses, which is chosen): the front as (law over searched columns, kind)."
+    """(front, its losses, which is chosen): the front as (law over searched columns, kind).
+
+    Parameters
+    ----------
+    model : SymbolicClassifier
+        Whose `max_nodes` and `tolerance` hold.
+    task : Task
+        What `read_classification` gave.
+    laws : list of joint laws
+        The candidates.
+    """
     unique = list({tuple(to_text(e) for e in law): law for law in laws}.values())
     found = []
 

@@ -15,7 +15,13 @@ __all__ = ['is_table_of_text', 'check_columns', 'learn_columns', 'labels_of', 'a
 
 # %% ../../nbs/laws/columns.ipynb #2826c02e
 def is_table_of_text(X) -> bool:
-    "Whether X is a DataFrame with a column that is not of numbers."
+    """Whether X is a DataFrame with a column that is not of numbers.
+
+    Parameters
+    ----------
+    X : anything
+        What came as a table.
+    """
     if not isinstance(X, pd.DataFrame): return False
     return any(isinstance(t, pd.CategoricalDtype) or t.kind == "O" or pd.api.types.is_string_dtype(t) for t in X.dtypes)
 
@@ -37,6 +43,11 @@ def check_columns(frame) -> None:
 
 def learn_columns(frame: pd.DataFrame) -> list[list]:
     """How each column of a table becomes numbers: [name, kind, categories] with kind "number", "order" or "one-hot".
+
+    Parameters
+    ----------
+    frame : DataFrame (N, c)
+        The table.
 
     Raises ValueError for a column of text with more than 50 different values.
     """
@@ -61,9 +72,15 @@ def _numeric(column):
     except (ValueError, TypeError): return False
     return True
 
-
+# %% ../../nbs/laws/columns.ipynb #f75df2d8
 def labels_of(columns) -> list[str]:
-    "What the numeric columns are called in full; of two categories one column is enough."
+    """What the numeric columns are called in full; of two categories one column is enough.
+
+    Parameters
+    ----------
+    columns : list
+        What `learn_columns` learnt.
+    """
     out = []
     for name, kind, levels in columns:
         out += [f"{name} = {v}" for v in _shown(levels)] if kind == "one-hot" else [name]
@@ -75,6 +92,13 @@ def _shown(levels): return levels[1:] if len(levels) == 2 else levels
 # %% ../../nbs/laws/columns.ipynb #dcb59078
 def as_numbers(frame: pd.DataFrame, columns) -> np.ndarray:
     """A table as numbers (N, d), by what `learn_columns` learnt; a category that is new, or missing, is NaN.
+
+    Parameters
+    ----------
+    frame : DataFrame (N, c)
+        The table, its columns in any order.
+    columns : list
+        What `learn_columns` learnt.
 
     Raises ValueError for a column that is missing.
     """

@@ -115,7 +115,7 @@ def compile_numpy(e, names) -> Callable:
         return v, D
     return f
 
-
+# %% ../../nbs/laws/compile.ipynb #2e97637d
 def evaluate(e, X, names=None) -> np.ndarray:
     """Values (N,) in float64 of an equation over the columns of X (N, d); NaN outside its domain.
 

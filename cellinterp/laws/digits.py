@@ -10,14 +10,31 @@ import numpy as np
 from .compile import compile_numpy
 from .simplify import canonical
 from .simplify import spread as multiplied_out
-from .tree import Tree, constants, head, joined, map_leaves, nodes, places, replace, split, with_constants
+from cellinterp.laws.tree import (
+    Tree,
+    constants,
+    head,
+    joined,
+    map_leaves,
+    nodes,
+    places,
+    replace,
+    split,
+    with_constants,
+)
 
 
 def _rms(v): return float(np.sqrt(np.mean(np.square(v))))
 
 
 def check_digits(digits) -> None:
-    "Raise ValueError for anything but a whole number from 1 to 17."
+    """Raise ValueError for anything but a whole number from 1 to 17.
+
+    Parameters
+    ----------
+    digits : int
+        What came.
+    """
     whole = isinstance(digits, (int, np.integer)) and not isinstance(digits, bool)
     if not whole or not 1 <= digits <= 17: raise ValueError(f"digits: {digits!r}; expected a whole number from 1 to 17")
 
@@ -82,7 +99,10 @@ def shortened(law: list[Tree], X, names, digits: int) -> list[Tree]:
 def _shortened(e, X, names, digits, spread):
     "One margin: as it is, or a product with a sum multiplied out where that is shorter, 2.0*(x + 0.5*y) as 2.0*x + y."
     e = canonical(_dusted(canonical(e), X, names, 5e-2 * 10.0**-digits * spread))
-    forms = [e] + ([canonical(multiplied_out(("+", e)))] if head(split(e)[1]) == "+" else [])
+    forms = [e]
+    if head(split(e)[1]) == "+":
+        out = canonical(multiplied_out(("+", e)))
+        if (np.abs(np.abs(constants(out)) - 1) < 10.0**-digits).any(): forms.append(out)  # a factor of one goes
     return min((_rounded(form, X, names, digits, spread) for form in forms), key=nodes)
 
 

@@ -39,7 +39,13 @@ class Budget:
 
 
 def resolve_engine(engine: str) -> str:
-    "'pysr' or 'operon'; 'auto' takes PySR where Julia is ready. Never starts a download."
+    """'pysr' or 'operon'; 'auto' takes PySR where Julia is ready. Never starts a download.
+
+    Parameters
+    ----------
+    engine : 'auto', 'pysr' or 'operon'
+        What came.
+    """
     if engine == "operon": return engine
     if engine not in ("auto", "pysr"):
         raise ValueError(f"engine: {engine!r}; engine must be 'auto', 'pysr' or 'operon'")
@@ -52,6 +58,23 @@ def search_operon(X, y, names, operators, max_nodes, max_evaluations, seed) -> l
     """Trees of a Pareto front of length against squared error, for y (N,) over X (N, d).
 
     The same seed gives the same front; the budget is a number of evaluations, never a time.
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    y : array (N,)
+        Values, or labels.
+    names : sequence of str
+        The columns' names.
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    max_nodes : int
+        Nodes at most.
+    max_evaluations : int
+        Evaluations in all.
+    seed : int
+        Where every draw starts.
     """
     import pyoperon
     from pyoperon.sklearn import SymbolicRegressor as Operon

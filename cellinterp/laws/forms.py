@@ -41,7 +41,7 @@ def _written_sum(c, mean, scale, columns):
     parts = [product(float(a / s), v) for a, s, v in zip(c[1:], scale, columns)]
     return total(*parts, float(c[0] - np.sum(c[1:] * mean / scale)))
 
-
+# %% ../../nbs/laws/forms.ipynb #b64c8a5e
 def sparse_sums(X, T, names, max_nodes: int, *, weights=None, loss="log", products=True, steps=60, lapse=0.0) -> list:
     """Joint laws of growing size, one list of m trees each, from forward selection of terms.
 
@@ -59,6 +59,8 @@ def sparse_sums(X, T, names, max_nodes: int, *, weights=None, loss="log", produc
         Whether squares and pairwise products are terms beside the columns.
     steps : int
         Terms at most.
+    names : sequence of str
+        The columns' names.
     """
     n, m = len(X), T.shape[1]
     w = (np.ones(n) if weights is None else weights) / (n if weights is None else weights.sum())
@@ -126,10 +128,23 @@ def _forward(columns, target, most, floor):
         chosen, c, error = [*chosen, k], new, after
     return chosen, c, error
 
-
+# %% ../../nbs/laws/forms.ipynb #84516a2a
 def power_law(X, y, names, max_nodes: int, operators) -> Tree | None:
     """The power law with an exponential above that fits log y best; None where y is not positive, a power is no half,
     or it would not fit `max_nodes`.
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    y : array (N,)
+        Values, or labels.
+    names : sequence of str
+        The columns' names.
+    max_nodes : int
+        Nodes at most.
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
     """
     if not (y > 0).all(): return None
     terms = [("log", j) for j in range(X.shape[1]) if (X[:, j] > 0).all()]
@@ -153,6 +168,19 @@ def power_law(X, y, names, max_nodes: int, operators) -> Tree | None:
 def ratio_law(X, y, names, max_nodes: int, operators) -> Tree | None:
     """The quotient of sums above that fits y best, by backward elimination; None where a denominator would come near
     zero, more than ten columns came, or it would not fit `max_nodes`.
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    y : array (N,)
+        Values, or labels.
+    names : sequence of str
+        The columns' names.
+    max_nodes : int
+        Nodes at most.
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
     """
     X, y = (a[::-(-len(X) // 2000)] for a in (X, y))  # enough for so few coefficients
     n, d = X.shape
@@ -197,7 +225,21 @@ def _eliminated(A, S, y, terms):
 
 # %% ../../nbs/laws/forms.ipynb #c5d0f7b8
 def wave_law(X, y, names, max_nodes: int, operators) -> Tree | None:
-    "The sum of waves above that explains y; None where none does, no wave is allowed, or more than six columns came."
+    """The sum of waves above that explains y; None where none does, no wave is allowed, or more than six columns came.
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    y : array (N,)
+        Values, or labels.
+    names : sequence of str
+        The columns' names.
+    max_nodes : int
+        Nodes at most.
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    """
     waves = [f for f in ("cos", "sin") if f in operators]
     X, y = (a[::-(-len(X) // 1000)] for a in (X, y))
     d = X.shape[1]

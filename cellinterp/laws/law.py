@@ -78,6 +78,8 @@ class Columns(BaseEstimator):
         own = list(map(str, getattr(self, "feature_names_in_", [])))
         labels = labels_of(self.columns_) if getattr(self, "columns_", None) else own
         self.labels_ = labels or [f"z{j}" for j in range(self.n_features_in_)]
+        twice = sorted({n for n in self.labels_ if self.labels_.count(n) > 1})
+        if twice: raise ValueError(f"X: two columns would be called {', '.join(twice)}; expected other names or words")
         self.names_ = tidy_names(self.labels_)
 
     def _table_columns(self):
@@ -91,7 +93,7 @@ class Columns(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-
+# %% ../../nbs/laws/law.ipynb #353f8b48
 class Law(Columns):
     "The fitted equations of a law; `laws_` and `expressions_` hold text only."
 
@@ -123,7 +125,7 @@ class Law(Columns):
     def latex(self) -> list[str]:
         "The selected law in LaTeX, in class order (one for two classes)."
         check_is_fitted(self)
-        labels = {n: l for n, l in zip(self.names_, getattr(self, "labels_", self.names_)) if n != l}
+        labels = {n: l for n, l in zip(self.names_, getattr(self, "labels_", self.names_)) if n != l and l.strip()}
         return [to_latex(t, labels=labels) for t in self.expressions_]
 
     def to_torch(self):
@@ -147,6 +149,17 @@ def store(law: Law, candidates, labels, losses, chosen: int) -> None:
     """Put candidates, a front of joint laws, into a law.
 
     candidates : one list of trees each, simplest first; labels : the margins' names; chosen : which is selected.
+
+    Parameters
+    ----------
+    law : law
+        It is filled in place.
+    labels : sequence of str
+        The margins' names.
+    losses : sequence of float
+        One a candidate, on rows held out.
+    chosen : int
+        Which is selected.
     """
     texts = [[to_text(e) for e in c] for c in candidates]
     # two forms can become one when written out
@@ -163,7 +176,13 @@ def store(law: Law, candidates, labels, losses, chosen: int) -> None:
 
 
 def margin_labels(classes):
-    "The names of the margins: all classes, or the second of two."
+    """The names of the margins: all classes, or the second of two.
+
+    Parameters
+    ----------
+    classes : array (K,)
+        The classes.
+    """
     return classes[1:] if len(classes) == 2 else classes
 
 
@@ -176,7 +195,15 @@ def _adopt(law: Law, trees) -> None:
 
 # %% ../../nbs/laws/law.ipynb #bd2f607e
 def given_names(law: Law, names) -> None:
-    "Call the columns, in order, by these names."
+    """Call the columns, in order, by these names.
+
+    Parameters
+    ----------
+    law : law
+        It is filled in place.
+    names : sequence of str
+        The columns' names.
+    """
     names = [str(n) for n in names]
     law.n_features_in_, law.columns_ = len(names), []
     if names != [f"z{j}" for j in range(len(names))]: law.feature_names_in_ = np.array(names, dtype=object)
@@ -196,16 +223,42 @@ def as_list(expressions) -> list:
 
 
 def as_given(expressions, law: Law, digits=None) -> list:
-    "Texts or trees over a law's columns, called by their own names or by tidy ones, as trees over the tidy ones."
+    """Texts or trees over a law's columns, called by their own names or by tidy ones, as trees over the tidy ones.
+
+    Parameters
+    ----------
+    expressions : list of str, sympy expressions or trees
+        One a margin.
+    law : law
+        Whose columns they are over.
+    digits : int, optional
+        Round constants to so many significant digits.
+    """
     tidy = dict(zip(law.labels_, law.names_)) | {n: n for n in law.names_}
     trees = [map_leaves(parse(e, tidy), lambda v: tidy[v] if isinstance(v, str) else v) for e in expressions]
     if digits is None: return trees
     check_digits(digits)
     return [map_leaves(e, lambda v: float(f"{v:.{digits}g}") if isinstance(v, float) else v) for e in trees]
 
-
+# %% ../../nbs/laws/law.ipynb #f2b8a74b
 def from_files(law: Law, csvs, labels, names, choose, variables_are) -> Law:
-    "Become the law in one hall of fame a margin (see pysr_adapter)."
+    """Become the law in one hall of fame a margin (see pysr_adapter).
+
+    Parameters
+    ----------
+    law : law
+        It is filled in place.
+    csvs : list of paths
+        One hall of fame a margin.
+    labels : sequence of str
+        The margins' names.
+    names : sequence of str or None
+        All columns in order; None: x0, x1, … by place.
+    choose : int or None
+        The complexity that is wanted; None: PySR's choice.
+    variables_are : "auto", "names" or "places"
+        How the file calls its columns.
+    """
     if names is not None: given_names(law, names)
     tables = [read_hall_of_fame(c, None if names is None else law.names_, variables=variables_are) for c in csvs]
     if names is None:

@@ -16,7 +16,13 @@ __all__ = ['probabilities', 'margin_loss', 'residual', 'fisher', 'newton', 'fit_
 
 # %% ../../nbs/laws/likelihood.ipynb #c2aab4aa
 def probabilities(F: np.ndarray) -> np.ndarray:
-    "Class probabilities (N, K) of margins F (N, K); one margin (N, 1) gives those of two classes."
+    """Class probabilities (N, K) of margins F (N, K); one margin (N, 1) gives those of two classes.
+
+    Parameters
+    ----------
+    F : array (N, m)
+        Margins, one column a class, or one for two classes.
+    """
     if F.shape[1] == 1: F = np.hstack([np.zeros_like(F), F])
     P = np.exp(F - F.max(1, keepdims=True))
     return P / P.sum(1, keepdims=True)
@@ -48,6 +54,17 @@ def margin_loss(F, T, weights=None, loss: str = "log", lapse: float = 0.0) -> fl
 def residual(F, T, loss: str = "log", lapse: float = 0.0) -> tuple:
     """First and second derivative (N, m) of each row's loss by its margins, the probabilities (N, m) and the rows'
     trust (N,): how sure it is that the label is no slip.
+
+    Parameters
+    ----------
+    F : array (N, m)
+        Margins, one column a class, or one for two classes.
+    T : array (N, m)
+        Targets of the likelihood.
+    loss : "log" or "squared"
+        Cross-entropy, or half the squared error.
+    lapse : float
+        Fraction of labels taken to be slips.
     """
     if loss == "squared": return F - T, np.ones_like(F), F, np.ones(len(F))
     P, m, trust = probabilities(F), F.shape[1], np.ones(len(F))
@@ -63,6 +80,21 @@ def fisher(J, F, T, w, loss="log", ridge=0.0, lapse=0.0) -> tuple[np.ndarray, np
     """Gradient (p,) and Fisher information (p, p) of all margins' constants.
 
     J : one (p_k, N) a margin; F, T : (N, m); w : (N,) weights that sum to one.
+
+    Parameters
+    ----------
+    F : array (N, m)
+        Margins, one column a class, or one for two classes.
+    T : array (N, m)
+        Targets of the likelihood.
+    w : array (N,)
+        Weights that sum to one.
+    loss : "log" or "squared"
+        Cross-entropy, or half the squared error.
+    ridge : float, default 0
+        Pull on the margins.
+    lapse : float
+        Fraction of labels taken to be slips.
     """
     G, curve, P, trust = residual(F, T, loss, lapse)
     m, ends = F.shape[1], np.cumsum([len(j) for j in J])
@@ -82,7 +114,7 @@ def _penalised(F, T, w, loss, ridge, lapse):
     if not np.isfinite(F).all() or np.abs(F).max(initial=0) > 1e12 * (1 + np.abs(T).max()): return np.inf
     return margin_loss(F, T, w, loss, lapse) + 0.5 * ridge * float(w @ (F**2).sum(1))
 
-
+# %% ../../nbs/laws/likelihood.ipynb #3eac55f3
 def newton(margins, c, T, weights=None, loss="log", ridge=1e-4, steps=20, tolerance=1e-6, lapse=0.0) -> tuple:
     """Damped Fisher scoring of each margin's own constants.
 
@@ -159,7 +191,17 @@ def fit_constants(exprs, X, T, names, *, weights=None, loss="log", ridge=1e-4, s
 
 
 def joint_margins(exprs, X, names):
-    "The function of constants that `newton` asks: c -> F (N, m), [J_k (p_k, N)] * m."
+    """The function of constants that `newton` asks: c -> F (N, m), [J_k (p_k, N)] * m.
+
+    Parameters
+    ----------
+    exprs : list of m trees
+        One a margin.
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    names : sequence of str
+        The columns' names.
+    """
     fs = [compile_numpy(e, names) for e in exprs]
 
     def margins(c):
@@ -169,5 +211,15 @@ def joint_margins(exprs, X, names):
 
 
 def margin_values(exprs: list[Tree], X, names) -> np.ndarray:
-    "Margins (N, m) of one equation a class."
+    """Margins (N, m) of one equation a class.
+
+    Parameters
+    ----------
+    exprs : list of m trees
+        One a margin.
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    names : sequence of str
+        The columns' names.
+    """
     return np.stack([compile_numpy(e, names)(X) for e in exprs], 1)

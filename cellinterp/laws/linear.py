@@ -82,7 +82,7 @@ def linear_law(
     store(law, [printed], margin_labels(classes), [np.nan], 0)
     return law
 
-
+# %% ../../nbs/laws/linear.ipynb #549931be
 def _names_of(frame): return np.array(list(map(str, frame.columns)), dtype=object)
 
 # %% ../../nbs/laws/linear.ipynb #67874539

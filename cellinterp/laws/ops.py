@@ -49,6 +49,12 @@ def _erf(v):
     return erf(v)
 
 
+def _half_to_even(s, x):
+    "numpy's round for sympy: floor(x + 1/2), less one where that is an odd number half a step above x."
+    quarter = x / 2 - s.Rational(1, 4)
+    return s.floor(x + s.Rational(1, 2)) + s.ceiling(quarter) - s.floor(quarter) - 1
+
+
 def _unary(name, value, slope, torch=None, sympy=None, symmetry=""):
     "A row for a function that torch and sympy call by the same name unless they are told otherwise."
     return Op(1, value, slope, torch or (lambda t, x: getattr(t, name)(x)),
@@ -83,7 +89,7 @@ _ROWS = [
            sympy=lambda s, x: s.Max(0, x)),
     _unary("floor", np.floor, lambda v, f: 0 * v),
     _unary("ceil", np.ceil, lambda v, f: 0 * v, sympy=lambda s, x: s.ceiling(x)),
-    _unary("round", np.round, lambda v, f: 0 * v, sympy=lambda s, x: s.floor(x + s.Rational(1, 2)), symmetry="odd"),
+    _unary("round", np.round, lambda v, f: 0 * v, sympy=_half_to_even, symmetry="odd"),
 ]
 _NAMES = """exp log log2 log10 log1p abs sign cbrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf
 sigmoid relu floor ceil round""".split()
@@ -150,7 +156,15 @@ ENGINE_OPERATORS = {"operon": tuple(OPERON), "pysr": tuple(dict.fromkeys([*OPERO
 
 
 def check_operators(operators, engine: str = "operon") -> None:
-    "Raise ValueError for an empty list, or an operator that the engine does not know."
+    """Raise ValueError for an empty list, or an operator that the engine does not know.
+
+    Parameters
+    ----------
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    engine : 'pysr' or 'operon'
+        Who is to use them.
+    """
     known = ENGINE_OPERATORS[engine]
     if isinstance(operators, str) or not list(operators):
         raise ValueError(f"operators: {operators!r}; expected a sequence of at least one of {' '.join(known)}")

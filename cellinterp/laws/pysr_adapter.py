@@ -58,16 +58,44 @@ def pysr_ready() -> tuple[bool, str]:
 
 # %% ../../nbs/laws/pysr_adapter.ipynb #2ed20af2
 def pysr_loss(loss: str, T, lapse: float = 0.0) -> tuple[str | None, np.ndarray]:
-    "PySR's elementwise loss in Julia, and the targets it is fitted to: ±1 for labels, else probabilities or values."
+    """PySR's elementwise loss in Julia, and the targets it is fitted to: ±1 for labels, else probabilities or values.
+
+    Parameters
+    ----------
+    loss : "log" or "squared"
+        Cross-entropy, or half the squared error.
+    T : array (N,)
+        Targets of one margin.
+    lapse : float
+        Fraction of labels taken to be slips.
+    """
     T = np.asarray(T, float)
     if loss == "squared": return None, T
     if set(np.unique(T)) <= {0.0, 1.0}:
         return f"(f, t) -> -log({1 - lapse!r} / (1 + exp(-clamp(t * f, -50, 50))) + {lapse / 2!r})", 2 * T - 1
     return "(f, t) -> max(f, 0) - t * f + log1p(exp(-abs(f)))", T
 
-
+# %% ../../nbs/laws/pysr_adapter.ipynb #04600237
 def pysr_arguments(operators, max_nodes, max_evaluations, seed, folder, *, loss=None, guesses=()) -> dict:
-    "The arguments of PySRRegressor for one deterministic search whose files go to `folder`."
+    """The arguments of PySRRegressor for one deterministic search whose files go to `folder`.
+
+    Parameters
+    ----------
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    max_nodes : int
+        Nodes at most.
+    max_evaluations : int
+        Evaluations in all.
+    seed : int
+        Where every draw starts.
+    folder : path
+        Where PySR writes its files.
+    loss : str, optional
+        The elementwise loss in Julia.
+    guesses : list of str, optional
+        Equations to start from.
+    """
     two = [o for o in operators if o in ("max", "min")]
     binary = [o for o in operators if o in "+-*/"] + (["^"] if "pow" in operators else []) + two
     unary = [o for o in operators if o not in "+-*/" and o != "pow" and o not in two]
@@ -90,9 +118,16 @@ def pysr_arguments(operators, max_nodes, max_evaluations, seed, folder, *, loss=
     if guesses: out["guesses"] = list(guesses)
     return out
 
-
+# %% ../../nbs/laws/pysr_adapter.ipynb #3178a824
 def pysr_text(e: Tree, operators) -> str | None:
-    "A tree in the operators of a PySR search; None where they cannot say it."
+    """A tree in the operators of a PySR search; None where they cannot say it.
+
+    Parameters
+    ----------
+    e : tree
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    """
     if isinstance(e, (str, float, int)): return e if isinstance(e, str) else repr(float(e))
     if is_number(e): return repr(float(e))
     parts = [pysr_text(a, operators) for a in e[1:]]
@@ -107,11 +142,32 @@ def pysr_text(e: Tree, operators) -> str | None:
     if type(e[2]) is int and 0 < e[2] < 5 and "*" in operators: return f"({' * '.join([parts[0]] * e[2])})"
     return f"({parts[0]} ^ {parts[1]})" if "pow" in operators else None
 
-
+# %% ../../nbs/laws/pysr_adapter.ipynb #6ce2f92e
 def search_pysr(X, y, names, operators, max_nodes, max_evaluations, seed, *, weights=None, loss=None, guesses=()):
     """Trees of PySR's hall of fame for y (N,) over the columns of X (N, d) called `names`.
 
     loss : PySR's elementwise loss, see `pysr_loss`; guesses : trees over `names` to start from.
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    y : array (N,)
+        Values, or labels.
+    names : sequence of str
+        The columns' names.
+    operators : sequence of str
+        What may be used, see `ops.OPERATORS`.
+    max_nodes : int
+        Nodes at most.
+    max_evaluations : int
+        Evaluations in all.
+    seed : int
+        Where every draw starts.
+    weights : array (N,), optional
+        Of the rows.
+    guesses : list of trees, optional
+        Laws to start from.
     """
     os.environ.setdefault("PYTHON_JULIAPKG_OFFLINE", "yes")  # ready or not at all: no download
     import pysr
@@ -140,7 +196,15 @@ def _renamed(e, names):
 
 # %% ../../nbs/laws/pysr_adapter.ipynb #b53a8ec8
 def scores(complexities, losses) -> list[float]:
-    "PySR's score along a front: -ln(loss ratio) per added node, first 0."
+    """PySR's score along a front: -ln(loss ratio) per added node, first 0.
+
+    Parameters
+    ----------
+    complexities : sequence of int
+        Nodes along a front.
+    losses : sequence of float
+        Losses along it.
+    """
     out = [0.0]
     for c0, c1, l0, l1 in zip(complexities, complexities[1:], losses, losses[1:]):
         out.append(-float(np.log(max(l1, 1e-300) / max(l0, 1e-300))) / max(c1 - c0, 1))
@@ -179,7 +243,7 @@ def _by_name(used, names, variables):
         )
     return named or not placed
 
-
+# %% ../../nbs/laws/pysr_adapter.ipynb #6ac3606b
 def read_hall_of_fame(csv, names=None, *, variables="auto") -> pd.DataFrame:
     """A PySR hall of fame as a table.
 
@@ -221,6 +285,12 @@ def read_hall_of_fame(csv, names=None, *, variables="auto") -> pd.DataFrame:
 
 
 def best_row(table) -> int:
-    "PySR's choice: the highest score among rows with a loss of at most 1.5 times the smallest."
+    """PySR's choice: the highest score among rows with a loss of at most 1.5 times the smallest.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A hall of fame, as `read_hall_of_fame` gives it.
+    """
     good = table[table.loss <= 1.5 * table.loss.min()]
     return int(good.score.idxmax())

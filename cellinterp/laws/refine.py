@@ -5,13 +5,11 @@
 # %% ../../nbs/laws/refine.ipynb #a809e017
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 
 from .compile import compile_numpy
+from .edits import Draw, edited
 from .likelihood import newton, residual
-from .ops import UNARY
 from .simplify import canonical
 from cellinterp.laws.tree import (
     constants,
@@ -21,140 +19,13 @@ from cellinterp.laws.tree import (
     places,
     replace,
     shape,
-    split,
     variables,
     walk,
     with_constants,
 )
 
 # %% auto #0
-__all__ = ['EDITS', 'MARK', 'Draw', 'edited', 'Archive', 'refine']
-
-# %% ../../nbs/laws/refine.ipynb #3ac1d959
-class Draw:
-    "What edits draw from."
-
-    def __init__(self, rng, pool, operators, others):
-        self.rng = rng
-        self.pool = pool
-        self.others = others
-        self.functions = [o for o in operators if o in UNARY or o in ("square", "sqrt", "cube")]
-        self.divide = "/" in operators
-
-    def of(self, items): return items[self.rng.integers(len(items))]
-    def chance(self, p): return self.rng.random() < p
-    def variable(self): return self.of(self.pool)
-    def constant(self): return float(self.of((-1, 1)) * self.of((0.1, 0.5, 1.01, 2.0)))
-
-    def wrapped(self, s):
-        f = self.of(self.functions)
-        return ("^", s, {"square": 2, "cube": 3, "sqrt": Fraction(1, 2)}[f]) if f not in UNARY else (f, s)
-
-
-EDITS = {}  # name: (weight, function of a part and a Draw, which parts it takes)
-
-
-def _edit(weight: int, takes=lambda s: True):
-    "Register an edit: how often it is drawn, and which parts it takes (all, where there are none of these)."
-    def register(f):
-        EDITS[f.__name__.lstrip("_")] = (weight, f, takes)
-        return f
-    return register
-
-
-@_edit(9)
-def _wrap(s, d):
-    "s -> f(s)"
-    if d.functions and not is_number(s): return d.wrapped(s)
-
-
-@_edit(5)
-def _wrap_scaled(s, d):
-    "s -> c*f(b*s), now and then + s"
-    if not d.functions or is_number(s): return None
-    new = ("*", d.constant(), d.wrapped(("*", float(d.of((0.3, 1.01))), s)))
-    return ("+", s, new) if d.chance(0.3) else new
-
-
-@_edit(4, takes=lambda s: isinstance(s, str))
-def _variable(s, d):
-    "x -> another variable"
-    return d.variable()
-
-
-@_edit(3)
-def _add(s, d):
-    "s -> s + c*x, c*x**2 or c"
-    v = d.variable()
-    extra = v if d.chance(0.7) else ("^", v, 2) if "square" in d.functions else 1
-    return ("+", s, ("*", d.constant(), extra))
-
-
-@_edit(5)
-def _multiply(s, d):
-    "s -> s*x or s*(x + c)"
-    v = d.variable()
-    if not is_number(s): return ("*", s, v if d.chance(0.5) else ("+", v, d.constant()))
-
-
-@_edit(4)
-def _divide(s, d):
-    "s -> s/x, s/x**2 or s/(x + c)"
-    if not d.divide or is_number(s): return None
-    v = d.variable()
-    return ("*", s, ("^", d.of((v, ("^", v, 2), ("+", v, d.constant()))), -1))
-
-
-@_edit(6)
-def _drop(s, d):
-    "a + b -> a; f(s) -> s"
-    if not isinstance(s, tuple): return None
-    if s[0] not in "+*": return s[1]
-    i = 1 + d.rng.integers(len(s) - 1)
-    return (*s[:i], *s[i + 1:]) if len(s) > 3 else s[3 - i]
-
-
-@_edit(4)
-def _constant(s, d):
-    "s -> s + c or c*s"
-    return ("+", s, d.constant()) if d.chance(0.5) or is_number(s) else ("*", d.constant(), s)
-
-
-@_edit(6, takes=lambda s: isinstance(s, float))
-def _unit(s, d):
-    "c -> 0, 1 or -1: one constant fewer"
-    if isinstance(s, float): return 0 if d.chance(1 / 3) else (1 if s > 0 else -1)
-
-
-@_edit(4)
-def _borrow(s, d):
-    "s -> a part of another law"
-    return d.of(places(d.of(d.others)))[1]
-
-
-@_edit(3, takes=lambda s: head(s) == "+" and sum(isinstance(split(t)[0], float) for t in s[1:]) > 1)
-def _factor(s, d):
-    "c1*a + c2*b -> c1*(a + b): one constant for several terms"
-    if head(s) != "+": return None
-    terms = [split(t) for t in s[1:]]
-    free = [abs(c) for c, _ in terms if isinstance(c, float) and c]
-    if len(free) < 2: return None
-    k = d.of(free)
-    snapped = [(1 if c > 0 else -1) if 0.5 < abs(c / k) < 2 else c / k for c, _ in terms]
-    return ("*", k, ("+", *[("*", c, rest) for c, (_, rest) in zip(snapped, terms)]))
-
-# %% ../../nbs/laws/refine.ipynb #930fb71d
-_NAMES = list(EDITS)
-_CHANCES = np.cumsum([EDITS[n][0] for n in _NAMES]) / sum(EDITS[n][0] for n in _NAMES)
-
-
-def edited(e, d: Draw):
-    "A law after one random edit; None where the edit drawn does not apply."
-    _, change, takes = EDITS[_NAMES[int(np.searchsorted(_CHANCES, d.rng.random()))]]
-    spots = places(e)
-    at, s = d.of([p for p in spots if takes(p[1])] or spots)
-    new = change(s, d)
-    return None if new is None else replace(e, at, new)
+__all__ = ['MARK', 'Archive', 'refine']
 
 # %% ../../nbs/laws/refine.ipynb #71b4024a
 def _readable(e) -> bool:
@@ -165,7 +36,7 @@ def _readable(e) -> bool:
         if head(s) == "^" and is_number(s[2]) and abs(s[2]) > 4: return False
     return True
 
-
+# %% ../../nbs/laws/refine.ipynb #1270fe40
 class Archive:
     """The best law of each complexity.
 
@@ -205,7 +76,14 @@ class Archive:
             self.squares = self.A**2
 
     def add(self, e, steps=8) -> bool:
-        "Fit the constants of e and keep it if it is the best of its size; True if so."
+        """Fit the constants of e and keep it if it is the best of its size; True if so.
+
+        Parameters
+        ----------
+        e : tree
+        steps : int, default 8
+            Newton steps at most.
+        """
         try: e = canonical(e)
         except (OverflowError, ZeroDivisionError, TypeError): return False
         n = self.count(e)

@@ -20,7 +20,21 @@ __all__ = ['read_regression', 'regression_candidates', 'choose']
 
 # %% ../../nbs/laws/regression.ipynb #a3cbaddd
 def read_regression(model, X, y, sample_weight, groups) -> Task:
-    "The task of a regression: checked columns and values, equal rows merged, rows held out to choose by."
+    """The task of a regression: checked columns and values, equal rows merged, rows held out to choose by.
+
+    Parameters
+    ----------
+    model : SymbolicRegressor
+        Its arguments are checked.
+    X : array (N, d), CSR or DataFrame
+        What came to `fit`.
+    y : array (N,)
+        Values.
+    sample_weight : array (N,), optional
+        Weights of the rows.
+    groups : array (N,), optional
+        Wells, plates or patients, kept whole where rows are held out.
+    """
     if y is None:
         raise ValueError("y: None; expected a number of every row: requires y to be passed, but the target y is None")
     X, y = model._read_columns(X, y, y_numeric=True)
@@ -40,9 +54,17 @@ def read_regression(model, X, y, sample_weight, groups) -> Task:
     T = (y / scale)[:, None]
     return Task(Z, [model.names_[j] for j in keep], y, {"values": (T, T)}, w, train, held, seed, "squared", scale=scale)
 
-
+# %% ../../nbs/laws/regression.ipynb #233247f1
 def regression_candidates(model, task) -> list:
-    "Laws over searched columns: the mean, forms, guesses, and one front an outer function."
+    """Laws over searched columns: the mean, forms, guesses, and one front an outer function.
+
+    Parameters
+    ----------
+    model : SymbolicRegressor
+        Whose budget holds.
+    task : Task
+        What `read_regression` gave.
+    """
     T, w, names, train = task.targets["values"][1], task.weights, task.units.names, task.train
     laws = [[float(np.average(T[train, 0], weights=w[train]))]]
     if not len(names) or not np.ptp(T[train]): return laws
@@ -66,7 +88,17 @@ def regression_candidates(model, task) -> list:
 
 # %% ../../nbs/laws/regression.ipynb #c8e5aca0
 def choose(model, task, laws) -> tuple:
-    "(front, its losses, which is chosen): the front as (law over searched columns, kind)."
+    """(front, its losses, which is chosen): the front as (law over searched columns, kind).
+
+    Parameters
+    ----------
+    model : SymbolicRegressor
+        Whose `tolerance` holds.
+    task : Task
+        What `read_regression` gave.
+    laws : list of joint laws
+        The candidates.
+    """
     fitted = [model._fitted(task, law, "values", task.train, 30) for law in laws]
     T, w = task.targets["values"][1][task.held] * task.scale, task.weights[task.held]
     losses = np.full(len(fitted), np.inf)

@@ -22,7 +22,15 @@ __all__ = ['OUTER', 'check_weights', 'merged_rows', 'some_rows', 'varying', 'Tas
 
 # %% ../../nbs/laws/searching.ipynb #a78bd964
 def check_weights(sample_weight, n: int) -> np.ndarray | None:
-    "Weights (N,) of rows, or None where all are one; ValueError for another shape, or what is negative or all zero."
+    """Weights (N,) of rows, or None where all are one; ValueError for another shape, or what is negative or all zero.
+
+    Parameters
+    ----------
+    sample_weight : array (N,) or None
+        What came.
+    n : int
+        Rows.
+    """
     if sample_weight is None: return None
     w = np.asarray(sample_weight, dtype=float)
     if w.shape != (n,): raise ValueError(f"sample_weight: shape {w.shape}; expected ({n},)")
@@ -36,6 +44,15 @@ def merged_rows(Z, y, weights=None, groups=None) -> tuple[np.ndarray, np.ndarray
     """Rows to keep and their weights, equal ones merged: (all rows, None) where every row is its own.
 
     Z : (N, d); y : (N,); weights : (N,) or None; groups : (N,) or None, equal rows of two groups stay apart.
+
+    Parameters
+    ----------
+    y : array (N,)
+        Values, or labels.
+    weights : array (N,), optional
+        Weights of the rows.
+    groups : array (N,), optional
+        Wells, plates or patients, kept whole where rows are held out.
     """
     keys = [Z, y[:, None]]
     if groups is not None: keys.append(np.unique(groups, return_inverse=True)[1].reshape(-1, 1))
@@ -48,12 +65,34 @@ def merged_rows(Z, y, weights=None, groups=None) -> tuple[np.ndarray, np.ndarray
 
 
 def some_rows(n: int, limit: int, seed: int) -> np.ndarray:
-    "At most `limit` of n rows, in order."
+    """At most `limit` of n rows, in order.
+
+    Parameters
+    ----------
+    n : int
+        Rows that there are.
+    limit : int
+        Rows at most.
+    seed : int
+        Where every draw starts.
+    """
     return np.sort(np.random.default_rng(seed).choice(n, limit, replace=False)) if n > limit else np.arange(n)
 
 # %% ../../nbs/laws/searching.ipynb #28d9d5d0
 def varying(X, w=None, target=None, limit: int = 64) -> np.ndarray:
-    "Indices of columns of X (N, d), dense or CSR, that vary; at most `limit`, best correlated with target (N, m)."
+    """Indices of columns of X (N, d), dense or CSR, that vary; at most `limit`, best correlated with target (N, m).
+
+    Parameters
+    ----------
+    X : array (N, d)
+        Columns, called `names` where there are names.
+    w : array (N,), optional
+        Weights of the rows.
+    target : array (N, m), optional
+        What columns are held against where there are too many.
+    limit : int, default 64
+        Columns at most.
+    """
     sparse = hasattr(X, "tocsr")
     low = X.min(axis=0).toarray().ravel() if sparse else X.min(0)
     high = X.max(axis=0).toarray().ravel() if sparse else X.max(0)
@@ -115,7 +154,13 @@ class Task:
         self.U = self.units.search(self.X)
 
     def written(self, law: list[Tree]) -> list[Tree]:
-        "A law over searched columns as one over the columns themselves."
+        """A law over searched columns as one over the columns themselves.
+
+        Parameters
+        ----------
+        law : list of m trees
+            Over searched columns.
+        """
         law = [self.units.written(e) for e in law]
         return law if self.scale == 1 else [canonical(("*", self.scale, e)) for e in law]
 
@@ -131,7 +176,14 @@ OUTER = {"exp": np.log, "sqrt": np.square}  # an outer function, and what undoes
 
 
 def within(e: Tree, outer) -> Tree:
-    "exp(e), with a factor in place of a constant term, or sqrt(e); e where there is no outer function."
+    """exp(e), with a factor in place of a constant term, or sqrt(e); e where there is no outer function.
+
+    Parameters
+    ----------
+    e : tree
+    outer : "exp", "sqrt" or None
+        The outer function.
+    """
     if outer is None: return e
     if outer == "sqrt": return "^", e, Fraction(1, 2)
     terms = canonical(e)
@@ -139,7 +191,7 @@ def within(e: Tree, outer) -> Tree:
     rest = plus(*terms[1:-1]) if number else terms
     return times(float(np.exp(np.clip(number, -50, 50))), ("exp", rest))
 
-
+# %% ../../nbs/laws/searching.ipynb #b27e172d
 def search_margin(X, y, T, names, *, engine, budget: Budget, n_restarts, n_edits, seed, weights=None, counts=None,
                   loss="log", lapse=0.0, squash=False, starts=(), guesses=(), outers=(None,), units=None,
                   max_rows=2000) -> list:
@@ -172,6 +224,8 @@ def search_margin(X, y, T, names, *, engine, budget: Budget, n_restarts, n_edits
         Complexity is counted of the law as written in them.
     max_rows : int
         Rows at most.
+    names : sequence of str
+        The columns' names.
 
     Returns
     -------
@@ -201,9 +255,17 @@ def search_margin(X, y, T, names, *, engine, budget: Budget, n_restarts, n_edits
              for _, _, e in refined(sources[i % len(sources)] or found, n_edits // 6, seed + i + 1).front()]
     return refined(found + apart, n_edits - islands * (n_edits // 6), seed).front()
 
-
+# %% ../../nbs/laws/searching.ipynb #737faf37
 def in_processes(jobs, n_jobs) -> list:
-    "Results of search_margin(**job) for each job; the same for any number of processes."
+    """Results of search_margin(**job) for each job; the same for any number of processes.
+
+    Parameters
+    ----------
+    jobs : list of dict
+        Arguments of `search_margin`.
+    n_jobs : int or None
+        Processes; None: all cores where it pays.
+    """
     def cost(j): return j["n_restarts"] * j["budget"].max_evaluations * min(len(j["X"]), 2000) + j["n_edits"] * 2e4
     heavy = sum(map(cost, jobs))
     # starting a process costs about two seconds

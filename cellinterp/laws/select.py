@@ -15,7 +15,15 @@ __all__ = ['pareto', 'simplest', 'shorter', 'combine']
 
 # %% ../../nbs/laws/select.ipynb #ab2799c4
 def pareto(complexities, losses) -> list[int]:
-    "Indices of the candidates that no simpler or equally simple one beats, simplest first."
+    """Indices of the candidates that no simpler or equally simple one beats, simplest first.
+
+    Parameters
+    ----------
+    complexities : sequence of int
+        Nodes of the candidates.
+    losses : sequence of float
+        Losses of the candidates.
+    """
     out = []
     for i in np.lexsort((losses, complexities)):
         if np.isfinite(losses[i]) and (not out or losses[i] < losses[out[-1]]): out.append(int(i))
@@ -43,7 +51,13 @@ def simplest(losses, tolerance=0.02, floor=1e-3, mistakes=None) -> int:
 
 # %% ../../nbs/laws/select.ipynb #147c010a
 def shorter(law: list[Tree]) -> list[list[Tree]]:
-    "A joint law with one term of one sum left out, in every way."
+    """A joint law with one term of one sum left out, in every way.
+
+    Parameters
+    ----------
+    law : list of m trees
+        A joint law.
+    """
     out = []
     for k, e in enumerate(law):
         for at, s in places(e):
@@ -55,7 +69,13 @@ def shorter(law: list[Tree]) -> list[list[Tree]]:
 
 # %% ../../nbs/laws/select.ipynb #07ff1c73
 def combine(fronts) -> list[list[Tree]]:
-    "Joint laws from one front [(complexity, loss, tree)] a class, the largest first."
+    """Joint laws from one front [(complexity, loss, tree)] a class, the largest first.
+
+    Parameters
+    ----------
+    fronts : list of fronts
+        One a class, each with the simplest first.
+    """
     if not all(fronts): return []
     at, out = [len(f) - 1 for f in fronts], []
     while True:

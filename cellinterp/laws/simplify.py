@@ -26,7 +26,12 @@ def _rule(*operators):
 
 
 def canonical(e: Tree) -> Tree:
-    "The same function in one form, with redundant constants merged (values agree to rounding)."
+    """The same function in one form, with redundant constants merged (values agree to rounding).
+
+    Parameters
+    ----------
+    e : tree
+    """
     return in_order(_canonical(e))
 
 
@@ -87,7 +92,12 @@ def _flat(e):
 
 @_rule("+")
 def spread(e):
-    "x + 2*(y + z) -> x + 2*y + 2*z."
+    """x + 2*(y + z) -> x + 2*y + 2*z.
+
+    Parameters
+    ----------
+    e : tree
+    """
     if not any(head(split(t)[1]) == "+" for t in e[1:]): return e
     out = []
     for t in e[1:]:
@@ -126,7 +136,7 @@ def _gather(e):
     return _settled(("+", *left, _settled(("*", number, common, inner)))) if left else _settled(
         ("*", number, common, inner))
 
-
+# %% ../../nbs/laws/simplify.ipynb #e0d9db81
 def _pulled(e):
     "A sum whose every term has a constant, as (constant, a sum with one constant fewer): 2.5*x + 5.0 is 2.5*(x + 2.0)."
     if head(e) != "+": return split(e) if head(e) == "*" else (1, e)
@@ -244,7 +254,7 @@ def _shift(e):
     if head(e[1]) != "+" or not isinstance(e[1][-1], float) or abs(e[1][-1]) >= 50: return e
     return _settled(("*", math.exp(e[1][-1]), _settled(("exp", plus(*e[1][1:-1])))))
 
-
+# %% ../../nbs/laws/simplify.ipynb #18f81e81
 @_rule("log", "abs")
 def _inverse(e):
     "log(exp(x)) -> x; abs(exp(x)) -> exp(x); abs(x**2) -> x**2."

@@ -5,165 +5,28 @@
 # %% ../../nbs/laws/sparse.ipynb #a806642e
 from __future__ import annotations
 
-import copy
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy import sparse
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import nn
 
-from .sparse_network import HardConcrete, SparseNetwork, prune
-from ..training.loop import TorchEstimator, as_tensor, auto_steps, balanced_weights, train
+from .sparse_network import SparseNetwork
+from cellinterp.laws.sparse_path import (
+    Path,
+    chosen_network,
+    dense_network,
+    gated_network,
+    narrow_network,
+    path_table,
+    pruned_networks,
+    standardised,
+)
+from ..training.loop import TorchEstimator
 
 # %% auto #0
-__all__ = ['Path', 'Answers', 'SparseClassifier', 'plot_path', 'plot_network', 'epsilon_set']
-
-# %% ../../nbs/laws/sparse.ipynb #1031328e
-class Path:
-    """The way from a dense network to a sparse one: what is trained, on which rows, and every network that was seen.
-
-    z (N, d) standardised columns; codes, weights (N,) class numbers and row weights; fit, held: rows to train on and to
-    choose by.
-    """
-
-    def __init__(self, model, z, scale, codes, weights, seed, fit, held):
-        self.model = model
-        self.z = z
-        self.scale = scale
-        self.seed = seed
-        self.codes = codes
-        self.weights = weights
-        self.target = torch.from_numpy(codes)
-        self.fit = fit
-        self.held = held
-        self.seen = []
-        self.stages = []
-        self.best = 0.0
-        self.widths = list(model.hidden)
-        self.steps = auto_steps(model.max_steps, len(codes) // 2, 60, 400)
-
-    def network(self, seed):
-        "A new one of the widths at hand, which knows the columns' scale."
-        self.model.widths_ = self.widths
-        net = self.model._make_module(seed)
-        net.mean.copy_(self.scale[0])
-        net.std.copy_(self.scale[1])
-        return net
-
-    def learn(self, net, rows, n_steps, stage, gates=None, penalty=0.0):
-        "Train on these rows; each stage has a checkpoint of its own, so that a fit resumes where it was."
-        model, both = self.model, nn.ModuleList([net] if gates is None else [net, gates])
-        groups = None
-        if gates is not None:
-            groups = [{"params": net.parameters()}, {"params": gates.parameters(), "lr": 20 * model.learning_rate}]
-
-        def step(module, k, t):
-            k = rows[k]
-            loss = F.cross_entropy(net.logits(self.z[k], None if gates is None else gates()), self.target[k])
-            return {"loss": loss if gates is None else loss + penalty * gates.open_probability().sum()}
-
-        self.stages.append(stage)
-        folder = None if model.checkpoint is None else f"{model.checkpoint}/{len(self.stages):02d}-{stage}"
-        train(
-            both,
-            step,
-            len(rows),
-            max_steps=n_steps,
-            batch_size=model.batch_size,
-            learning_rate=model.learning_rate,
-            weight_decay=1e-4,
-            schedule="onecycle",
-            weights=balanced_weights(self.codes[rows], self.weights[rows]),
-            device="cpu",
-            precision="fp32",
-            random_state=self.seed,
-            verbose=model.verbose,
-            desc=stage,
-            checkpoint=folder,
-            identity=None if folder is None else model._identity((self.z, self.codes, self.weights)),
-            parameters=groups,
-        )
-
-    def note(self, net, stage) -> float:
-        "Write a network down with its balanced accuracy on the rows held out."
-        with torch.no_grad(): said = net.logits(self.z[self.held]).argmax(1)
-        score = balanced_accuracy_score(self.codes[self.held], said, sample_weight=self.weights[self.held])
-        self.seen.append(dict(
-            stage=stage,
-            inputs=len(net.inputs()),
-            weights=net.n_weights(),
-            balanced_accuracy=score,
-            said=said,
-            columns=" ".join(map(str, net.inputs())),
-            widths=list(self.widths),
-            state={k: v.clone() for k, v in net.state_dict().items()},
-        ))
-        self.best = max(self.best, score)
-        return score
-
-    def near_best(self, score) -> bool: return score >= self.best - self.model.tolerance
-
-# %% ../../nbs/laws/sparse.ipynb #4d357150
-def _dense_network(path: Path, constant) -> SparseNetwork:
-    "1. A dense network; a constant column decides nothing."
-    net = path.network(path.seed)
-    net.layers[0].mask[:, constant] = 0
-    path.learn(net, path.fit, path.steps, "dense")
-    path.note(net, "dense")
-    return net
-
-
-def _gated_network(path: Path, net) -> tuple:
-    "2. Gates on the trained network, λ growing: columns and network of the last one within tolerance."
-    gates, kept, wide = HardConcrete(path.z.shape[1]), net.inputs(), copy.deepcopy(net)
-    for penalty in path.model.penalties:
-        path.learn(net, path.fit, max(30, path.steps // 2), "gates", gates, penalty)
-        gated, g = copy.deepcopy(net), gates.eval()().detach()
-        gates.train()
-        with torch.no_grad():
-            gated.layers[0].weight *= g
-            gated.layers[0].mask *= g > 0
-        if len(gated.inputs()) == 0: break
-        if path.near_best(path.note(gated, f"gates λ={penalty:g}")): kept, wide = gated.inputs(), gated
-    return kept, wide
-
-
-def _narrow_network(path: Path, kept, wide) -> tuple:
-    "3. A narrow network on what is left; where it is too narrow for this decision, the wide one goes on."
-    path.widths = list(path.model.narrow)
-    net = path.network(path.seed + 1)
-    net.layers[0].mask[:, np.setdiff1d(np.arange(path.z.shape[1]), kept)] = 0
-    path.learn(net, path.fit, path.steps, "narrow")
-    score = path.note(net, "narrow")
-    if path.near_best(score): return net, score
-    path.widths = list(path.model.hidden)
-    return wide, path.best
-
-
-def _pruned_networks(path: Path, net, score, n_classes):
-    "4. Prune and fine-tune until nothing is left to give."
-    tolerance = path.model.tolerance
-    while net.n_weights() > 2 * n_classes and score > path.best - 5 * max(tolerance, 0.01):
-        prune(net, path.model.prune)
-        if len(net.inputs()) == 0: break
-        path.learn(net, path.fit, max(30, path.steps // 4), "prune")
-        score = path.note(net.clean(), "pruned")
-
-
-def _chosen_network(path: Path) -> tuple:
-    "5. The sparsest network within tolerance of the best, fine-tuned on all rows; and its line of the path."
-    chosen = min((p for p in path.seen if path.near_best(p["balanced_accuracy"])), key=lambda p: p["weights"])
-    path.widths = chosen["widths"]
-    net = path.network(path.seed)
-    net.load_state_dict(chosen["state"])
-    path.learn(net, np.arange(len(path.codes)), max(30, path.steps // 2), "refit")
-    return net.clean().eval(), chosen
+__all__ = ['Answers', 'SparseClassifier']
 
 # %% ../../nbs/laws/sparse.ipynb #f9b06433
 class Answers:
@@ -174,34 +37,112 @@ class Answers:
         return validate_data(self, X, accept_sparse="csr", dtype=list(dtype), reset=False)
 
     def decision_function(self, X):
-        "Logits: (N, K); two classes: the margin for `classes_[1]`, (N,)."
+        """Logits: (N, K); two classes: the margin for `classes_[1]`, (N,).
+
+        Parameters
+        ----------
+        X : array (N, d)
+            Columns, called `names` where there are names.
+        """
         X = self._input(X)
         logits = self._apply(self.module_, X.toarray() if sparse.issparse(X) else X, batch_size=65536)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X):
-        "Class probabilities (N, K)."
+        """Class probabilities (N, K).
+
+        Parameters
+        ----------
+        X : array (N, d)
+            Columns, called `names` where there are names.
+        """
         f = self.decision_function(X)
         f = np.stack([np.zeros_like(f), f], 1) if f.ndim == 1 else f
         return softmax(f, axis=1)
 
     def predict(self, X):
+        """Class names (N,).
+
+        Parameters
+        ----------
+        X : array (N, d)
+            Columns, called `names` where there are names.
+        """
         P = self.predict_proba(X)
         return self.classes_[P.argmax(1)]
 
     def transform(self, X):
-        "The same columns, those not in use set to 0: dense → dense, CSR → CSR, of the same width."
+        """The same columns, those not in use set to 0: dense → dense, CSR → CSR, of the same width.
+
+        Parameters
+        ----------
+        X : array (N, d)
+            Columns, called `names` where there are names.
+        """
         X = self._input(X)
         keep = np.zeros(self.n_features_in_, dtype=X.dtype)
         keep[self.kept_] = 1
         return sparse.csr_array(X.multiply(keep)) if sparse.issparse(X) else X * keep
 
     def get_feature_names_out(self, input_features=None):
+        """Names of the columns that `transform` gives: all of them.
+
+        Parameters
+        ----------
+        input_features : sequence of str, optional
+            Names in place of those of the fit.
+        """
         names = getattr(self, "feature_names_in_", None) if input_features is None else input_features
         return np.array([f"z{j}" for j in range(self.n_features_in_)] if names is None else names, dtype=object)
 
+# %% ../../nbs/laws/sparse.ipynb #e68d85a2
+class _Walk:
+    "Reads a table, and walks the path."
+
+    def fit(self, X, y, *, groups=None, sample_weight=None):
+        """Walk the path.
+
+        Parameters
+        ----------
+        X : array or CSR (N, n_features)
+        y : array (N,)
+            Class names.
+        groups : array (N,), optional
+            Kept whole in the inner split.
+        sample_weight : array (N,), optional
+            How often a row counts, 0 or more.
+        """
+        from cellinterp.data.splits import inner_split
+        X, codes, weights, groups = self._read(X, y, groups, sample_weight)
+        seed = self._seed()
+        z, scale, constant = standardised(X)
+        fit, held = inner_split(codes, groups, fraction=self.validation_fraction, seed=seed)
+        path = Path(self, z, scale, codes, weights, seed, fit, held)
+        net = dense_network(path, constant)
+        self.dense_accuracy_ = path.best
+        if not self.dense_only:
+            net, score = narrow_network(path, *gated_network(path, net))
+            pruned_networks(path, net, score, len(self.classes_))
+        self.module_, chosen = chosen_network(path)
+        self.kept_, self.n_weights_ = self.module_.inputs(), self.module_.n_weights()
+        self.history_ = self.path_ = path_table(path.seen, chosen)
+        return self
+
+    def _read(self, X, y, groups, sample_weight):
+        "Checked and dense; rows of weight 0 are left out. Learns classes_."
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True, dtype=np.float64)
+        X, there = X.toarray() if sparse.issparse(X) else X, weights > 0
+        self.classes_, codes = np.unique(y[there], return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y: one class, {list(self.classes_)}; expected at least two classes with weight")
+        return X[there], codes, weights[there], None if groups is None else np.asarray(groups)[there]
+
+    def _build(self): return SparseNetwork(self.n_features_in_, tuple(self.widths_), len(self.classes_))
+
 # %% ../../nbs/laws/sparse.ipynb #b05c1dfc
-class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimator):
+class SparseClassifier(_Walk, Answers, ClassifierMixin, TransformerMixin, TorchEstimator):
     """A classifier that uses few of its columns, through few weights.
 
     Parameters
@@ -220,8 +161,8 @@ class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimato
         Stop after the dense network (the row that sparse ones are held against).
     max_steps : int or "auto", default "auto"
         Of one training stage; "auto" = a step for every 2 rows, 60 to 400. A fit has about 16 stages, most shorter.
-    batch_size, learning_rate, random_state, checkpoint, verbose
-        As in `training.loop.train`; a checkpoint folder holds one of each stage. It runs on the CPU.
+    batch_size, learning_rate, random_state, checkpoint, verbose : as in `training.train`
+        A checkpoint folder holds one of each stage. It runs on the CPU.
 
     Attributes
     ----------
@@ -234,21 +175,9 @@ class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimato
     """
 
     def __init__(
-        self,
-        hidden=(32, 32),
-        narrow=(8, 8),
-        *,
-        tolerance=0.01,
-        penalties=(0.003, 0.01, 0.03, 0.06, 0.12),
-        prune=0.3,
-        validation_fraction=0.2,
-        dense_only=False,
-        max_steps="auto",
-        batch_size=256,
-        learning_rate=5e-3,
-        random_state=None,
-        checkpoint=None,
-        verbose=False,
+        self, hidden=(32, 32), narrow=(8, 8), *, tolerance=0.01, penalties=(0.003, 0.01, 0.03, 0.06, 0.12), prune=0.3,
+        validation_fraction=0.2, dense_only=False, max_steps="auto", batch_size=256, learning_rate=5e-3,
+        random_state=None, checkpoint=None, verbose=False,
     ):
         self.hidden = hidden
         self.narrow = narrow
@@ -268,163 +197,3 @@ class SparseClassifier(Answers, ClassifierMixin, TransformerMixin, TorchEstimato
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-    def _build(self): return SparseNetwork(self.n_features_in_, tuple(self.widths_), len(self.classes_))
-
-    def fit(self, X, y, *, groups=None, sample_weight=None):
-        """Walk the path.
-
-        Parameters
-        ----------
-        X : array or CSR (N, n_features)
-        y : array (N,)
-            Class names.
-        groups : array (N,), optional
-            Kept whole in the inner split.
-        sample_weight : array (N,), optional
-            How often a row counts, 0 or more.
-        """
-        from cellinterp.data.splits import inner_split
-        X, codes, weights, groups = self._read(X, y, groups, sample_weight)
-        seed = self._seed()
-        z, scale, constant = _standardised(X)
-        fit, held = inner_split(codes, groups, fraction=self.validation_fraction, seed=seed)
-        path = Path(self, z, scale, codes, weights, seed, fit, held)
-        net = _dense_network(path, constant)
-        self.dense_accuracy_ = path.best
-        if not self.dense_only:
-            net, score = _narrow_network(path, *_gated_network(path, net))
-            _pruned_networks(path, net, score, len(self.classes_))
-        self.module_, chosen = _chosen_network(path)
-        self.kept_, self.n_weights_ = self.module_.inputs(), self.module_.n_weights()
-        self.history_ = self.path_ = _path_table(path.seen, chosen)
-        return self
-
-    def _read(self, X, y, groups, sample_weight):
-        "Checked and dense; rows of weight 0 are left out. Learns classes_."
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
-        check_classification_targets(y)
-        weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True, dtype=np.float64)
-        X, there = X.toarray() if sparse.issparse(X) else X, weights > 0
-        self.classes_, codes = np.unique(y[there], return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y: one class, {list(self.classes_)}; expected at least two classes with weight")
-        return X[there], codes, weights[there], None if groups is None else np.asarray(groups)[there]
-
-
-def _standardised(X) -> tuple:
-    """Columns (N, d) to mean 0 and variance 1, to 1/4096 (float32); mean and standard deviation (d,); and which columns
-    are constant to the precision of their numbers.
-    """
-    X = as_tensor(np.asarray(X, dtype=np.float64))
-    mean, std = X.mean(0), X.std(0, correction=0)
-    constant = std <= 1e-14 * X.abs().amax(0)
-    std = torch.where(constant, 1.0, std)
-    return (((X - mean) / std * 4096).round() / 4096).float(), (mean, std), constant
-
-
-def _path_table(seen, chosen):
-    "A row a network that was seen."
-    import pandas as pd
-    kept = ("stage", "inputs", "weights", "balanced_accuracy")
-    dense = seen[0]["said"]
-    return pd.DataFrame([
-        {k: p[k] for k in kept}
-        | dict(fidelity=(p["said"] == dense).float().mean().item(), columns=p["columns"], chosen=p is chosen)
-        for p in seen
-    ])
-
-# %% ../../nbs/laws/sparse.ipynb #8ced0895
-def plot_path(model, ax=None, against="weights"):
-    """Validation accuracy along `path_` against the number of "weights" or "inputs"; the circle is the model chosen,
-    numbers are inputs.
-    """
-    import matplotlib.pyplot as plt
-    if against not in ("weights", "inputs"): raise ValueError(f"against must be 'weights' or 'inputs'; got {against!r}")
-    ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
-    path = model.path_
-    for kind, rows in path.groupby(path.stage.str.split().str[0], sort=False):
-        ax.plot(rows[against], rows.balanced_accuracy, "o", ms=4, label=kind)
-    ax.margins(y=.1)
-    if against == "weights":
-        written = []
-        # smallest first; no number on top of another
-        for _, row in path.drop_duplicates("inputs").iloc[::-1].iterrows():
-            if any(abs(np.log(max(row.weights, 1) / max(w, 1))) < .2 for w in written): continue
-            written.append(row.weights)
-            ax.annotate(
-                row.inputs, (row.weights, row.balanced_accuracy), fontsize=7, xytext=(3, 4), textcoords="offset points"
-            )
-        ax.set_xscale("symlog" if (path[against] == 0).any() else "log")
-    chosen = path[path.chosen] if "chosen" in path else path[:0]
-    ax.plot(chosen[against], chosen.balanced_accuracy, "o", ms=11, mfc="none", mec="k")
-    ax.set(xlabel=against, ylabel="balanced accuracy (validation)")
-    ax.legend(fontsize=7, frameon=False)
-    return ax
-
-# %% ../../nbs/laws/sparse.ipynb #59bf1bbe
-def plot_network(model, names=None, ax=None):
-    """The live neurons and weights of a fitted SparseClassifier, inputs on the left with their `names`
-    (n_features_in_,), classes on the right.
-    """
-    import matplotlib.pyplot as plt
-    net = model.module_
-    weights = [(l.weight * m).detach().cpu().numpy() for l, m in zip(net.layers, net.masks())]
-    names = model.get_feature_names_out() if names is None else names
-    live = [net.inputs()] + [np.flatnonzero((w != 0).any(1)) for w in weights[:-1]] + [np.arange(len(model.classes_))]
-    ax = ax or plt.subplots(figsize=(1.6 * len(live) + 1.6, .32 * max(map(len, live)) + .6), layout="constrained")[1]
-    place = [{n: (k, (len(column) - 1) / 2 - i) for i, n in enumerate(column)} for k, column in enumerate(live)]
-    for k, w in enumerate(weights):
-        for b, a in zip(*np.nonzero(w)):
-            (x0, y0), (x1, y1) = place[k][a], place[k + 1][b]
-            ax.plot(
-                [x0, x1],
-                [y0, y1],
-                color="tab:red" if w[b, a] > 0 else "tab:blue",
-                lw=0.3 + 2.5 * abs(w[b, a]) / abs(w).max(),
-                alpha=0.7,
-                zorder=1,
-                solid_capstyle="round",
-            )
-    for k, column in enumerate(place):
-        if column: ax.scatter(*zip(*column.values()), s=28, color="white", edgecolor="k", zorder=2)
-    for n, (x, y) in place[0].items(): ax.text(x - .08, y, names[n], ha="right", va="center", fontsize=8)
-    for n, (x, y) in place[-1].items(): ax.text(x + .08, y, model.classes_[n], ha="left", va="center", fontsize=8)
-    ax.set_xlim(-0.9, len(live) - 1 + 0.9)
-    ax.axis("off")
-    return ax
-
-# %% ../../nbs/laws/sparse.ipynb #acdad13a
-def epsilon_set(models, tolerance=None):
-    """Which columns the good networks use: a DataFrame, one row a column, most needed first.
-
-    models : fitted SparseClassifiers on the same columns, from several seeds. tolerance : balanced accuracy below a
-        path's best; None = each model's own.
-    Columns: share (of the networks within tolerance that use it, mean over models), lowest and highest share of a
-    model, chosen (how many models' final networks use it), of (models).
-    Raises ValueError without models, or where their columns differ.
-    """
-    import pandas as pd
-    models = list(models)
-    if not models: raise ValueError("models: at least one fitted SparseClassifier is needed")
-    widths = {m.n_features_in_ for m in models}
-    if len(widths) > 1: raise ValueError(f"models were fitted on different numbers of columns: {sorted(widths)}")
-    n, shares = widths.pop(), []
-    for m in models:
-        good = m.path_[
-            m.path_.balanced_accuracy >= m.path_.balanced_accuracy.max() - (
-                m.tolerance if tolerance is None else tolerance
-            )
-        ]
-        # it uses everything by construction
-        good = good[good.stage != "dense"]
-        used = np.array([np.isin(np.arange(n), np.array(c.split(), dtype=int)) for c in good["columns"]]).reshape(-1, n)
-        shares.append(used.mean(0) if len(used) else np.full(n, np.nan))
-    shares, chosen = np.array(shares), np.array([np.isin(np.arange(n), m.kept_) for m in models])
-    known = ~np.isnan(shares).all(1)
-    shares = shares[known] if known.any() else np.zeros((1, n))
-    table = pd.DataFrame(
-        dict(share=shares.mean(0), lowest=shares.min(0), highest=shares.max(0), chosen=chosen.sum(0), of=len(models)),
-        index=models[0].get_feature_names_out(),
-    )
-    return table.sort_values(["share", "chosen"], ascending=False, kind="stable")

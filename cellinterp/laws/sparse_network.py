@@ -17,30 +17,9 @@ from ..training.layers import MaskedLinear
 # %% auto #0
 __all__ = ['SparseNetwork', 'prune', 'HardConcrete']
 
-# %% ../../nbs/laws/sparse_network.ipynb #b4e45078
-class SparseNetwork(nn.Module):
-    """A perceptron of masked layers: x (B, n_features) → logits (B, K). Standardises its input by the buffers `mean`
-    and `std`.
-    """
-
-    def __init__(self, n_features: int, hidden, n_classes: int):
-        super().__init__()
-        sizes = [n_features, *hidden, n_classes]
-        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in zip(sizes, sizes[1:]))
-        self.register_buffer("mean", torch.zeros(n_features, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(n_features, dtype=torch.float64))
-
-    def masks(self): return [layer.mask for layer in self.layers]
-
-    def standardised(self, x): return ((x - self.mean) / self.std).to(self.layers[0].weight)
-
-    def forward(self, x, gates=None): return self.logits(self.standardised(x), gates)
-
-    def logits(self, z, gates=None):
-        "Of standardised columns z (B, n_features), each multiplied by its gate (n_features,)."
-        if gates is not None: z = z * gates
-        for k, layer in enumerate(self.layers): z = layer(F.relu(z) if k else z)
-        return z
+# %% ../../nbs/laws/sparse_network.ipynb #af771b7c
+class _Counted:
+    "What of a masked network is in use."
 
     @torch.no_grad()
     def clean(self):
@@ -66,11 +45,78 @@ class SparseNetwork(nn.Module):
         "The columns in use."
         return np.flatnonzero(self.layers[0].mask.sum(0).cpu().numpy())
 
+# %% ../../nbs/laws/sparse_network.ipynb #b4e45078
+class SparseNetwork(_Counted, nn.Module):
+    """A perceptron of masked layers: x (B, n_features) → logits (B, K). Standardises its input by the buffers `mean`
+    and `std`.
 
+    Parameters
+    ----------
+    n_features : int
+        Columns.
+    hidden : sequence of int
+        Units of each hidden layer.
+    n_classes : int
+        Classes.
+    """
+
+    def __init__(self, n_features: int, hidden, n_classes: int):
+        super().__init__()
+        sizes = [n_features, *hidden, n_classes]
+        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.register_buffer("mean", torch.zeros(n_features, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(n_features, dtype=torch.float64))
+
+    def masks(self): return [layer.mask for layer in self.layers]
+
+    def standardised(self, x):
+        """Columns in units of their spread.
+
+        Parameters
+        ----------
+        x : Tensor (B, n_features)
+            Columns in their own units.
+        """
+        return ((x - self.mean) / self.std).to(self.layers[0].weight)
+
+    def forward(self, x, gates=None):
+        """See the class.
+
+        Parameters
+        ----------
+        x : Tensor (B, n_features)
+            Columns in their own units.
+        gates : Tensor (n_features,), optional
+            Factors of the standardised columns.
+        """
+        return self.logits(self.standardised(x), gates)
+
+    def logits(self, z, gates=None):
+        """Of standardised columns z (B, n_features), each multiplied by its gate (n_features,).
+
+        Parameters
+        ----------
+        z : Tensor (B, n_features)
+            Standardised columns.
+        gates : Tensor (n_features,), optional
+            Factors of the columns.
+        """
+        if gates is not None: z = z * gates
+        for k, layer in enumerate(self.layers): z = layer(F.relu(z) if k else z)
+        return z
+
+# %% ../../nbs/laws/sparse_network.ipynb #46ea98a0
 @torch.no_grad()
 def prune(net: SparseNetwork, fraction: float):
     """Take the smallest `fraction` of the weights over all layers (in units of each layer's own largest), at least
     one.
+
+    Parameters
+    ----------
+    net : SparseNetwork
+        Changed in place.
+    fraction : float
+        Share of the live weights.
     """
     scores = [layer.live.abs() / layer.live.abs().max().clamp_min(torch.finfo().tiny) for layer in net.layers]
     live = torch.cat([s[m > 0] for s, m in zip(scores, net.masks())])
@@ -79,7 +125,13 @@ def prune(net: SparseNetwork, fraction: float):
 
 # %% ../../nbs/laws/sparse_network.ipynb #1cef4c21
 class HardConcrete(nn.Module):
-    "One hard-concrete gate an input (Louizos et al. 2018, eq. 10-12); gates start open."
+    """One hard-concrete gate an input (Louizos et al. 2018, eq. 10-12); gates start open.
+
+    Parameters
+    ----------
+    n : int
+        Gates.
+    """
     gamma, zeta, tau = -0.1, 1.1, 2 / 3
 
     def __init__(self, n):

@@ -237,10 +237,9 @@ class SymbolicClassifier(_Decisions, _FromElsewhere):
 
     Parameters
     ----------
-    engine, max_nodes, operators, max_evaluations, n_restarts, n_edits, tolerance, required, forbidden, n_jobs,
-    random_state
-        As in `SymbolicRegressor`; `max_nodes` holds for each class, the evaluations and edits are shared by the
-        classes.
+    engine, max_nodes, operators, max_evaluations, n_restarts, n_edits : as in `SymbolicRegressor`
+        `max_nodes` holds for each class; the evaluations and edits are shared by the classes.
+    tolerance, required, forbidden, n_jobs, random_state : as in `SymbolicRegressor`
     target : 'auto', 'labels' or 'teacher', default 'auto'
         What forms are fitted to; 'auto' tries both (labels only below 400 rows) and chooses on held-out rows.
     teacher : classifier with predict_proba, optional

@@ -18,7 +18,12 @@ __all__ = ['to_sympy', 'escaped', 'symbol_latex', 'to_latex']
 
 # %% ../../nbs/laws/sympy_form.ipynb #4b392909
 def to_sympy(e):
-    "The sympy expression of a tree or text; its symbols are real (`sympy.Symbol(name, real=True)`)."
+    """The sympy expression of a tree or text; its symbols are real (`sympy.Symbol(name, real=True)`).
+
+    Parameters
+    ----------
+    e : tree
+    """
     import sympy
     from sympy.core.parameters import evaluate
     make = {"+": sympy.Add, "*": sympy.Mul, "^": sympy.Pow}
@@ -35,7 +40,13 @@ def to_sympy(e):
 
 # %% ../../nbs/laws/sympy_form.ipynb #1287ed93
 def escaped(text) -> str:
-    "Text that LaTeX prints as it is."
+    """Text that LaTeX prints as it is.
+
+    Parameters
+    ----------
+    text : str
+        Anything.
+    """
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$",
                "µ": r"\textmu{}", "μ": r"$\mu$", "²": "$^2$", "°": r"$^\circ$"}
     out = []
@@ -57,7 +68,15 @@ def _greek(c):
 
 
 def symbol_latex(name: str, labels=None) -> str:
-    "One column's name in a formula."
+    """One column's name in a formula.
+
+    Parameters
+    ----------
+    name : str
+        The column as equations call it.
+    labels : dict, optional
+        What columns are called in full.
+    """
     if labels and name in labels: return rf"\text{{{escaped(labels[name])}}}"
     numbered = re.fullmatch(r"([^\W\d_])_?(\d+)", name)
     if numbered: return f"{_greek(numbered[1]) or numbered[1]}_{{{numbered[2]}}}"
@@ -65,9 +84,18 @@ def symbol_latex(name: str, labels=None) -> str:
     if name.isascii(): return r"\mathrm{" + name.replace("_", r"\_") + "}"
     return rf"\text{{{escaped(name)}}}"
 
-
+# %% ../../nbs/laws/sympy_form.ipynb #74583ff8
 def to_latex(e, name: str | None = None, labels=None) -> str:
-    r"LaTeX of an equation, every constant with all its digits; with `name`, an equation `name = ...`."
+    r"""LaTeX of an equation, every constant with all its digits; with `name`, an equation `name = ...`.
+
+    Parameters
+    ----------
+    e : tree
+    name : str, optional
+        Left-hand side.
+    labels : dict, optional
+        What columns are called in full.
+    """
     from sympy.printing.latex import LatexPrinter
 
     class Printer(LatexPrinter):

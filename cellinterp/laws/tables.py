@@ -20,7 +20,13 @@ __all__ = ['margin_names', 'law_table', 'factor_table', 'latex_table', 'pairs_ta
 
 # %% ../../nbs/laws/tables.ipynb #62255aad
 def margin_names(law) -> list[str]:
-    "The names of a fitted law's margins: all classes, or the second of two; [\"y\"] for a regression."
+    """The names of a fitted law's margins: all classes, or the second of two; [\"y\"] for a regression.
+
+    Parameters
+    ----------
+    law : fitted law
+        A `SymbolicClassifier` or `SymbolicRegressor`.
+    """
     classes = getattr(law, "classes_", None)
     return ["y"] if classes is None else [str(c) for c in (classes if len(classes) > 2 else classes[1:])]
 
@@ -29,6 +35,11 @@ def law_table(law) -> pd.DataFrame:
     """The selected law, one row a margin: class, equation, nodes, factors, spread, latex.
 
     `spread` are the standard errors of its constants, in the order in which they stand; empty for a law that was given.
+
+    Parameters
+    ----------
+    law : fitted law
+        A `SymbolicClassifier` or `SymbolicRegressor`.
     """
     rows = []
     for name, text, size, tex in zip(margin_names(law), law.expressions_, law.complexity_, law.latex()):
@@ -44,12 +55,21 @@ def _spread(law, name):
     if table is None: return ""
     return " ".join(f"±{v:.2g}" for v in table.standard_error[table["class"].astype(str) == name])
 
-
+# %% ../../nbs/laws/tables.ipynb #28274698
 def factor_table(law, X, names=None, random_state=0) -> pd.DataFrame:
     """What each factor of a law is and does: factor, name, sd, weight, one row a factor used, heaviest first.
 
     X : (N, d) the cells' factors, an array or a DataFrame. names : (d,) what factors mean, such as the `name` column of
         `describe_factors`; None = no names.
+
+    Parameters
+    ----------
+    law : fitted law
+        A `SymbolicClassifier` or `SymbolicRegressor`.
+    names : sequence of str (d,), optional
+        What the factors mean.
+    random_state : int, RandomState, Generator or None, default 0
+        Of the shuffles.
     """
     frame, X = getattr(X, "columns", None), np.asarray(X, dtype=float)
     # a law fitted on names wants them
@@ -72,12 +92,23 @@ def factor_table(law, X, names=None, random_state=0) -> pd.DataFrame:
         "weight", ascending=False, ignore_index=True
     )
 
-
+# %% ../../nbs/laws/tables.ipynb #8a98b358
 def latex_table(law, factors: pd.DataFrame | None = None, caption: str = "", label: str = "") -> str:
     r"""The law as a LaTeX table (package booktabs): equations, and below a rule the factors of `factor_table`, if
     given.
 
     Text is escaped; equations are as `latex()` gives them. Returns the source, beginning with \begin{table}.
+
+    Parameters
+    ----------
+    law : fitted law
+        A `SymbolicClassifier` or `SymbolicRegressor`.
+    factors : DataFrame, optional
+        A table of `factor_table`, set below a rule.
+    caption : str, default ""
+        Text under the table.
+    label : str, default ""
+        To refer to it by.
     """
     out = [
         r"\begin{table}",
@@ -108,6 +139,11 @@ def pairs_table(model) -> pd.DataFrame:
     equation, nodes, factors.
 
     A margin above 0 speaks for `positive`. Raises TypeError for another model, or one whose parts are no laws.
+
+    Parameters
+    ----------
+    model : OneVsOneClassifier or OneVsRestClassifier
+        Fitted on laws.
     """
     kind, laws = type(model).__name__, list(getattr(model, "estimators_", []))
     if kind not in ("OneVsOneClassifier", "OneVsRestClassifier"):
@@ -133,6 +169,13 @@ def stability(laws, X, y=None) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     laws : two or more SymbolicClassifiers with the same classes, from other seeds or other rows. y : (N,) labels, for
         an accuracy column.
+
+    Parameters
+    ----------
+    X : array (N, d) or DataFrame
+        Cells that all laws decide.
+    y : array (N,), optional
+        Labels, for a column of accuracy.
 
     Returns
     -------
@@ -197,6 +240,8 @@ def ratio_interval(
     tables : (N,) of which repeat of the cross-validation a row is, such as a split or a seed: scores are means over
         them, with the same groups drawn in all. None = one.
     level, n_draws : of the percentile interval. A class that is missing from a draw is left out of its mean.
+    random_state : int, RandomState, Generator or None, default 0
+        Of the bootstrap.
 
     Raises ValueError for other lengths, fewer than two groups, or a level outside (0, 1).
     """

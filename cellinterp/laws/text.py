@@ -14,8 +14,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from .limits import check_size
 from .ops import ALIASES, FUNCTIONS, OPS, SPELLINGS
-from .tree import Tree, check_size, head, is_number, negative, nodes, product, split, total
+from .tree import Tree, head, is_number, negative, nodes, product, split, total
 
 MAX_TEXT = 10_000  # characters: a longer text is not a law that a person reads
 
@@ -140,7 +141,7 @@ class _Reader:
         if name.startswith("__"): raise ValueError(f"variable {name!r} is not allowed in an equation: {self.shown!r}")
         return name
 
-
+# %% ../../nbs/laws/text.ipynb #47492614
 def parse(text, names=None) -> Tree:
     """Read an equation into a tree, without executing anything.
 
@@ -181,7 +182,12 @@ def _read_other(thing):
 
 # %% ../../nbs/laws/text.ipynb #2a16a17b
 def to_text(e: Tree) -> str:
-    "Text that `parse` reads back to the same tree, constants to the last bit."
+    """Text that `parse` reads back to the same tree, constants to the last bit.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return _text(parse(e) if not isinstance(e, (tuple, str)) else e)[0]
 
 
@@ -250,6 +256,10 @@ def _from_sympy(expr) -> Tree:
 def complexity(e) -> int:
     """PySR's node count of an equation (text, tree or sympy).
 
+    Parameters
+    ----------
+    e : tree
+
     >>> complexity("2*x + 1"), complexity("z29*(z17**2 + z21**2) - exp(exp(z3))")
     (5, 11)
     """
@@ -259,6 +269,11 @@ def complexity(e) -> int:
 def tidy_names(names) -> list[str]:
     """Column names as identifiers that an equation can hold: 'cell area' becomes cell_area, µ stays a letter, a name
     without letters becomes column_1; distinct names stay distinct.
+
+    Parameters
+    ----------
+    names : sequence
+        Names of any kind.
     """
     out = []
     for j, n in enumerate(map(str, names)):

@@ -38,13 +38,29 @@ class TorchLaw(torch.nn.Module):
         self.constants = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
     def forward(self, x):
+        """See the class.
+
+        Parameters
+        ----------
+        x : Tensor (N, d)
+            Columns in the order of the names.
+        """
         if not x.is_floating_point(): x = x.to(torch.float64)
         c = iter(self.constants.to(x.dtype).unbind(0))
         zero = torch.zeros_like(x[:, 0])
         return torch.stack([zero + self.value(e, x, c) for e in self.trees], 1)
 
     def value(self, e, x, c):
-        "The value of a part, (N,) or a number."
+        """The value of a part, (N,) or a number.
+
+        Parameters
+        ----------
+        e : tree
+        x : Tensor (N, d)
+            Columns in the order of the names.
+        c : iterator
+            The constants that are still to come.
+        """
         if isinstance(e, str): return x[:, self.index[e]]
         if isinstance(e, float): return next(c)
         if is_number(e): return x.new_tensor(float(e))
@@ -57,7 +73,15 @@ class TorchLaw(torch.nn.Module):
 
     def extra_repr(self): return "; ".join(map(to_text, self.trees))
 
-
+# %% ../../nbs/laws/torch_form.ipynb #667cc74a
 def to_torch(exprs, names) -> TorchLaw:
-    "A `TorchLaw` of one equation or several over columns (N, d) called `names`."
+    """A `TorchLaw` of one equation or several over columns (N, d) called `names`.
+
+    Parameters
+    ----------
+    exprs : tree or text, or a list of them
+        One equation a margin.
+    names : sequence of str
+        The columns' names.
+    """
     return TorchLaw(exprs if isinstance(exprs, list) else [exprs], names)

@@ -13,33 +13,55 @@ from functools import lru_cache
 import numpy as np
 
 Tree = str | int | float | Fraction | tuple
-MAX_DEPTH, MAX_PARTS = 60, 2000  # deeper or wider, and no person reads it
 
 
 def is_number(e: Tree) -> bool:
-    "Whether a part is a number, fittable or not."
+    """Whether a part is a number, fittable or not.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return not isinstance(e, (str, tuple))
 
 
 def head(e: Tree) -> str:
-    "The operator of a part; an empty text for variables and numbers."
+    """The operator of a part; an empty text for variables and numbers.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return e[0] if isinstance(e, tuple) else ""
 
 # %% auto #0
-__all__ = ['Tree', 'MAX_DEPTH', 'MAX_PARTS', 'is_number', 'head', 'walk', 'places', 'replace', 'map_leaves', 'variables',
-           'constants', 'with_constants', 'shape', 'check_size', 'natural', 'split', 'joined', 'in_order', 'total',
-           'product', 'negative', 'nodes']
+__all__ = ['Tree', 'is_number', 'head', 'walk', 'places', 'replace', 'map_leaves', 'variables', 'constants', 'with_constants',
+           'shape', 'natural', 'split', 'joined', 'in_order', 'total', 'product', 'negative', 'nodes']
 
 # %% ../../nbs/laws/tree.ipynb #e7811dbb
 def walk(e: Tree, at: tuple = ()) -> Iterator[tuple[tuple, Tree]]:
-    "Every (place, part), the whole first."
+    """Every (place, part), the whole first.
+
+    Parameters
+    ----------
+    e : tree
+    at : tuple of int, default ()
+        The place of e itself.
+    """
     yield at, e
     if isinstance(e, tuple):
         for i in range(1, len(e)): yield from walk(e[i], (*at, i))
 
 
 def places(e: Tree, at: tuple = ()) -> list[tuple[tuple, Tree]]:
-    "The places that an edit may change: all but exponents."
+    """The places that an edit may change: all but exponents.
+
+    Parameters
+    ----------
+    e : tree
+    at : tuple of int, default ()
+        The place of e itself.
+    """
     out = [(at, e)]
     if isinstance(e, tuple):
         for i in range(1, 2 if e[0] == "^" else len(e)): out += places(e[i], (*at, i))
@@ -47,20 +69,41 @@ def places(e: Tree, at: tuple = ()) -> list[tuple[tuple, Tree]]:
 
 
 def replace(e: Tree, at: tuple, new: Tree) -> Tree:
-    "The tree with the part at a place replaced."
+    """The tree with the part at a place replaced.
+
+    Parameters
+    ----------
+    e : tree
+    at : tuple of int
+        A place, as `walk` gives it.
+    new : tree
+        What comes there.
+    """
     if not at: return new
     i = at[0]
     return (*e[:i], replace(e[i], at[1:], new), *e[i + 1:])
 
-
+# %% ../../nbs/laws/tree.ipynb #52effb6a
 def map_leaves(e: Tree, f: Callable) -> Tree:
-    "The tree with f applied to every variable and number."
+    """The tree with f applied to every variable and number.
+
+    Parameters
+    ----------
+    e : tree
+    f : callable
+        From a leaf to a leaf or tree.
+    """
     if not isinstance(e, tuple): return f(e)
     return (e[0], *[map_leaves(a, f) for a in e[1:]])
 
 
 def variables(e: Tree) -> list[str]:
-    "Names of the variables, each once, in the order of the tree."
+    """Names of the variables, each once, in the order of the tree.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return list(_used(e, {}))
 
 
@@ -79,44 +122,57 @@ def _floats(e, out):
 
 
 def constants(e: Tree) -> np.ndarray:
-    "Values of the fittable constants (p,), in the order of the tree."
+    """Values of the fittable constants (p,), in the order of the tree.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return np.array(_floats(e, []), dtype=float)
 
 
 def with_constants(e: Tree, values) -> Tree:
-    "The tree with its fittable constants replaced, in the order of the tree."
+    """The tree with its fittable constants replaced, in the order of the tree.
+
+    Parameters
+    ----------
+    e : tree
+    values : sequence of float (p,)
+        The new constants.
+    """
     values = iter(values)
     return map_leaves(e, lambda v: float(next(values)) if isinstance(v, float) else v)
 
 
 def shape(e: Tree) -> Tree:
-    "The tree with every fittable constant masked by None: equal for laws of one form."
+    """The tree with every fittable constant masked by None: equal for laws of one form.
+
+    Parameters
+    ----------
+    e : tree
+    """
     return map_leaves(e, lambda v: None if isinstance(v, float) else v)
-
-
-def check_size(e: Tree) -> Tree:
-    "The tree itself; raises ValueError where it is nested deeper than MAX_DEPTH or has more parts than MAX_PARTS."
-    deepest, count, stack = 0, 0, [(e, 1)]
-    while stack:
-        part, depth = stack.pop()
-        deepest, count = max(deepest, depth), count + 1
-        if deepest > MAX_DEPTH or count > MAX_PARTS:
-            raise ValueError(
-                f"equation: nested {deepest} deep with {count} parts or more; expected at most {MAX_DEPTH} deep and"
-                f" {MAX_PARTS} parts"
-            )
-        if isinstance(part, tuple): stack += [(a, depth + 1) for a in part[1:]]
-    return e
 
 # %% ../../nbs/laws/tree.ipynb #e8af7719
 @lru_cache(maxsize=4096)
 def natural(name: str) -> tuple:
-    "A sort key that puts z10 after z9."
+    """A sort key that puts z10 after z9.
+
+    Parameters
+    ----------
+    name : str
+        A variable.
+    """
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p)
 
 
 def split(e: Tree) -> tuple:
-    "(number, rest) of a term, such as (-2.5, 'x'); (1, e) where no number leads."
+    """(number, rest) of a term, such as (-2.5, 'x'); (1, e) where no number leads.
+
+    Parameters
+    ----------
+    e : tree
+    """
     if is_number(e): return e, 1
     if head(e) == "*" and is_number(e[1]): return e[1], e[2] if len(e) == 3 else ("*", *e[2:])
     return 1, e
@@ -144,9 +200,19 @@ def _in_sum(e):
     call = head(leads) not in ("", "+", "*", "^")
     return 1 if call else 0, _names(rest, []), repr(rest)
 
-
+# %% ../../nbs/laws/tree.ipynb #c16c0639
 def joined(op: str, parts, empty: int) -> Tree:
-    "Parts under one operator, nested ones inlined, exact zeros (ones) left out; in the order in which they come."
+    """Parts under one operator, nested ones inlined, exact zeros (ones) left out; in the order in which they come.
+
+    Parameters
+    ----------
+    op : "+" or "*"
+        The operator.
+    parts : sequence of trees
+        What it joins.
+    empty : int
+        Its neutral element, 0 or 1.
+    """
     flat = []
     for p in parts:
         if isinstance(p, tuple) and p[0] == op: flat += p[1:]
@@ -156,7 +222,12 @@ def joined(op: str, parts, empty: int) -> Tree:
 
 
 def in_order(e: Tree) -> Tree:
-    "The tree with the parts of each sum and product in order."
+    """The tree with the parts of each sum and product in order.
+
+    Parameters
+    ----------
+    e : tree
+    """
     if not isinstance(e, tuple): return e
     parts = [in_order(a) for a in e[1:]]
     if e[0] in "+*": parts.sort(key=_in_sum if e[0] == "+" else _in_product)
@@ -176,13 +247,22 @@ def product(*factors: Tree) -> Tree:
 
 
 def negative(e: Tree) -> Tree:
-    "Minus a tree: the sign goes into a leading number."
+    """Minus a tree: the sign goes into a leading number.
+
+    Parameters
+    ----------
+    e : tree
+    """
     number, rest = split(e)
     return -number if rest == 1 and is_number(rest) else product(-number, rest)
 
 # %% ../../nbs/laws/tree.ipynb #50a88796
 def nodes(e: Tree) -> int:
     """Number of nodes of a tree, as PySR counts them.
+
+    Parameters
+    ----------
+    e : tree
 
     >>> nodes(("+", ("*", 2, "x"), 1))
     5

@@ -26,7 +26,6 @@ class Units:
     Parameters
     ----------
     names : list of str
-        The columns.
     shift, scale : array (d,)
     """
 
@@ -48,14 +47,20 @@ class Units:
         return cls(list(names), shift, scale)
 
     def search(self, X) -> np.ndarray:
-        "Columns in these units, (N, d)."
+        """Columns in these units, (N, d).
+
+        X : array (N, d)
+        """
         U = (X - self.shift) / self.scale
         changed = (self.shift != 0) | (self.scale != 1)
         U[:, changed] = np.round(U[:, changed], 9)  # the last digits of a shifted column are noise
         return U
 
     def written(self, e: Tree) -> Tree:
-        "A tree over searched columns as one over the columns themselves."
+        """A tree over searched columns as one over the columns themselves.
+
+        e : tree
+        """
         changed = {n: (m, s) for n, m, s in zip(self.names, self.shift, self.scale) if m or s != 1}
         if not changed: return e
 
@@ -68,5 +73,8 @@ class Units:
         return canonical(new) if new != e else e
 
     def nodes(self, e: Tree) -> int:
-        "Nodes of the written tree."
+        """Nodes of the written tree.
+
+        e : tree
+        """
         return nodes(self.written(e))

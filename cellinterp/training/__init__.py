@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "checkpoints": ["CheckpointError"],
     "images": ["ImageEstimator"],
     "layers": ["MaskedLinear"],
-    "loop": ["TorchEstimator", "n_parameters", "train"],
+    "loop": ["TorchEstimator", "train"],
+    "rows": ["n_parameters"],
     "saving": ["load", "save"],
 })

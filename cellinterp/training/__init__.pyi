@@ -7,7 +7,7 @@ from .checkpoints import CheckpointError as CheckpointError
 from .images import ImageEstimator as ImageEstimator
 from .layers import MaskedLinear as MaskedLinear
 from .loop import TorchEstimator as TorchEstimator
-from .loop import n_parameters as n_parameters
 from .loop import train as train
+from .rows import n_parameters as n_parameters
 from .saving import load as load
 from .saving import save as save

@@ -56,6 +56,13 @@ def random_views(
 def nudged(x: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
     """Images (B, C, H, W), a `share` of them shifted by up to half a pixel each way, which smooths their noise, and the
     others as they were.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Images.
+    share : float
+        Share of the images that are shifted.
     """
     size = x.new_tensor([x.shape[-1], x.shape[-2]])
     moved = (torch.rand(len(x), 1, device=x.device) < share).to(x)
@@ -65,7 +72,7 @@ def nudged(x: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
     grid = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
-
+# %% ../../nbs/training/augment.ipynb #30d200f8
 def _affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """Sampling matrices (B, 2, 3) for `affine_grid`: output axes turned by `angle` (B,), `mirror` = ±1 (B,), spanning
     `zoom` (B,) about `centre` (B, 2; x, y in [-1, 1]).
@@ -79,6 +86,13 @@ def _affine(angle: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor, centr
 def turns(x: torch.Tensor, n: int = 8) -> list[torch.Tensor]:
     """The first `n` exact turns and mirrors of `x` (B, C, H, W) that keep its shape: eight of a square (quarter turns
     first, then those of its mirror image), four of an oblong.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Images.
+    n : int, default 8
+        Turns at most.
     """
     if not 1 <= n <= 8: raise ValueError(f"n: {n!r}; expected an integer from 1 to 8, the order of the group")
     quarters = range(0, 4, 1 if x.shape[-1] == x.shape[-2] else 2)
@@ -90,6 +104,11 @@ def turned(x: torch.Tensor, rotation: torch.Tensor, padding: str = "reflection")
 
     x : (B, C, H, W) or (B, C, D, H, W). rotation : (B, 2, 2) on (x, y), or (B, 3, 3) on (x, y, z).
     padding : what lies outside: "reflection", "zeros" or "border".
+
+    Parameters
+    ----------
+    rotation : Tensor (B, 2, 2) or (B, 3, 3)
+        On (x, y), or on (x, y, z).
     """
     size = torch.tensor(x.shape[:1:-1], dtype=x.dtype, device=x.device)            # (W, H[, D])
     # grid units are half a box edge; undo that
@@ -132,7 +151,7 @@ def _grid_turns(n, n_axes, device):
     R[:, 0] *= torch.linalg.det(R)[:, None]
     return R
 
-
+# %% ../../nbs/training/augment.ipynb #d6996169
 def _uniform_turns(n, n_axes, device):
     "Uniform over all rotations; in space from random unit quaternions."
     if n_axes == 2:
@@ -151,6 +170,11 @@ def _uniform_turns(n, n_axes, device):
 def background(x: torch.Tensor) -> torch.Tensor:
     """Median of the crop's edge (a frame two pixels wide), (B, C, 1, 1): robust while at most half of the edge is
     covered by neighbours.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Images.
     """
     edge = torch.cat(
         [
@@ -169,7 +193,7 @@ def _grid(h, w, device):
         torch.linspace(-1, 1, h, device=device), torch.linspace(-1, 1, w, device=device), indexing="ij"
     )
 
-
+# %% ../../nbs/training/augment.ipynb #b9341f25
 def aligned_crops(x: torch.Tensor, size: int = 32, sigma: float = 0.47, span: float = 0.85) -> torch.Tensor:
     """Every image in its own frame: background removed, centred, its long axis horizontal, signs fixed by the third
     moments.
@@ -179,6 +203,10 @@ def aligned_crops(x: torch.Tensor, size: int = 32, sigma: float = 0.47, span: fl
     x : (B, C, H, W); moments are taken over the mean of the channels.
     size : edge of the crops returned. sigma : width of the central weight, 1 = half the image. span : half-width of the
         crop, 1 = half the image.
+    sigma : float
+        Width of the Gaussian weight, in pixels.
+    span : float
+        Share of the image's edge that a crop covers.
 
     Returns
     -------
@@ -224,6 +252,12 @@ def polar_spectra(
     x : (B, C, H, W). n_radii : rings from the centre to the edge. n_angles : samples a ring. n_orders : orders k = 0 ..
         n_orders - 1.
     sigma : width of the central weight, 1 = half the image.
+    n_radii : int
+        Rings from the centre to the edge.
+    n_angles : int
+        Samples a ring.
+    n_orders : int
+        Orders of the series.
 
     Returns
     -------

@@ -76,7 +76,15 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(path, state: dict):
-    "Write a dictionary of tensors, numbers, text, lists and dictionaries to a file, whole or not at all."
+    """Write a dictionary of tensors, numbers, text, lists and dictionaries to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    state : dict
+        Tensors, numbers, text, lists and dictionaries.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -86,6 +94,13 @@ def write_checkpoint(path, state: dict):
 
 def read_checkpoint(path, device="cpu") -> dict:
     """What `write_checkpoint` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    device : str or torch.device, default "cpu"
+        Where tensors go.
 
     Raises
     ------
@@ -101,9 +116,19 @@ def read_checkpoint(path, device="cpu") -> dict:
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged (its checksum does not fit): {advice}")
     return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
-
+# %% ../../nbs/training/checkpoints.ipynb #b6fce7e4
 def check_identity(path, found: dict, wanted: dict):
-    "Raise CheckpointError where a checkpoint's identity, a dictionary of numbers and text, is not the one wanted."
+    """Raise CheckpointError where a checkpoint's identity, a dictionary of numbers and text, is not the one wanted.
+
+    Parameters
+    ----------
+    path : path
+        The file, for the message.
+    found : dict
+        What the file says.
+    wanted : dict
+        What it is to say.
+    """
     other = [f"{k} ({found.get(k)!r}; here {v!r})" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise CheckpointError(

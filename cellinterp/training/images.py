@@ -80,7 +80,15 @@ def _read_batch(images, rows: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/training/images.ipynb #913dde8f
 class ConvBlocks(nn.Sequential):
-    "(B, C, H, W) → (B, widths[-1], H / 2^n, W / 2^n) for n blocks."
+    """(B, C, H, W) → (B, widths[-1], H / 2^n, W / 2^n) for n blocks.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the images.
+    widths : sequence of int
+        Channels of each block; each halves the image.
+    """
 
     def __init__(self, channels: int, widths=(16, 32, 64, 128)):
         blocks = []
@@ -96,11 +104,27 @@ class ConvBlocks(nn.Sequential):
         self.stride = 2 ** len(widths)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x): return super().forward(pad_to(x, self.stride))
+    def forward(self, x):
+        """See the class.
+
+        Parameters
+        ----------
+        x : Tensor (B, C, H, W)
+            Images.
+        """
+        return super().forward(pad_to(x, self.stride))
 
 
 def pad_to(x: torch.Tensor, multiple: int) -> torch.Tensor:
-    "Pad the axes behind (B, C) by reflection, on both sides, to a multiple."
+    """Pad the axes behind (B, C) by reflection, on both sides, to a multiple.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, ...)
+        Images or volumes.
+    multiple : int
+        What each edge is to be a multiple of.
+    """
     # last axis first
     pads = [p for s in reversed(x.shape[2:]) for p in ((-s % multiple) // 2, (-s % multiple + 1) // 2)]
     return F.pad(x, pads, mode="reflect") if any(pads) else x

@@ -16,6 +16,13 @@ __all__ = ['MaskedLinear']
 class MaskedLinear(nn.Linear):
     """A linear layer whose weights carry a mask: (B, n_in) → (B, n_out).
 
+    Parameters
+    ----------
+    n_in : int
+        Inputs.
+    n_out : int
+        Outputs.
+
     Attributes
     ----------
     mask : Tensor (n_out, n_in)
@@ -26,7 +33,15 @@ class MaskedLinear(nn.Linear):
         super().__init__(n_in, n_out)
         self.register_buffer("mask", torch.ones_like(self.weight))
 
-    def forward(self, x): return F.linear(x, self.live, self.bias)
+    def forward(self, x):
+        """See the class.
+
+        Parameters
+        ----------
+        x : Tensor (B, n_in)
+            Inputs.
+        """
+        return F.linear(x, self.live, self.bias)
 
     @property
     def live(self):

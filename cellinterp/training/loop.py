@@ -5,9 +5,6 @@
 # %% ../../nbs/training/loop.ipynb #92555ec7
 from __future__ import annotations
 
-import itertools
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,54 +13,23 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from ..data.seeds import as_seed
-from cellinterp.training.checkpoints import (
-    check_identity,
-    code_fingerprint,
-    fingerprint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from .checkpoints import code_fingerprint, fingerprint
+from .progress import Resumable, Settings, Training, listeners, progress_bar, teller
+from .rows import Rows, as_tensor, auto_steps, balanced_weights, n_parameters
 
 # %% auto #0
-__all__ = ['listeners', 'Rows', 'balanced_weights', 'accelerator', 'Settings', 'Training', 'Resumable', 'teller', 'progress_bar',
-           'auto_steps', 'train', 'TorchEstimator', 'as_tensor', 'n_parameters']
-
-# %% ../../nbs/training/loop.ipynb #3c94752c
-class Rows:
-    """The rows of every step, as a pure function of seed and step: `Rows(n, batch_size, seed)[t]` -> int64 tensor
-    (batch,).
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int, weights=None):
-        self.n = n
-        self.batch_size = min(batch_size, n)
-        self.seed = seed
-        self.weights = None if weights is None else torch.as_tensor(np.asarray(weights, dtype=np.float64))
-        self.steps_per_epoch = max(1, n // self.batch_size)
-        self._epoch = None
-        self._order = None
-
-    def __getitem__(self, t: int) -> torch.Tensor:
-        if self.weights is not None:
-            return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=self._generator(t))
-        epoch, k = divmod(t, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(self.n, generator=self._generator(epoch))
-        return self._order[k * self.batch_size:(k + 1) * self.batch_size]
-
-    def _generator(self, k): return torch.Generator().manual_seed((self.seed * 1_000_003 + k) % (2**63 - 1))
-
-
-def balanced_weights(y, sample_weight=None) -> np.ndarray:
-    """Weights (N,) under which every class is drawn equally often, and within a class each row in proportion to its
-    `sample_weight`; `y` integer codes (N,).
-    """
-    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-    return weight / np.bincount(y, weights=weight)[y]
+__all__ = ['accelerator', 'train', 'TorchEstimator']
 
 # %% ../../nbs/training/loop.ipynb #8393e2db
 def accelerator(device: str = "auto", precision: str = "auto"):
     """An `accelerate.Accelerator` for this device and precision.
+
+    Parameters
+    ----------
+    device : str
+        "auto", "cpu", "cuda" or "mps".
+    precision : str
+        "auto", "fp32", "bf16" or "fp16".
 
     Raises ValueError for a device or precision it does not know, or a GPU that is not there.
     """
@@ -85,182 +51,6 @@ def accelerator(device: str = "auto", precision: str = "auto"):
     if PartialState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
-
-# %% ../../nbs/training/loop.ipynb #c221df98
-@dataclass
-class Settings:
-    "How long and how fast; see `train`."
-    max_steps: int
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    cycle: int | None
-    checkpoint_every: int
-    validate: object
-    validate_every: int
-    patience: int | None
-    desc: str
-
-
-class Training:
-    "A training under way: network, optimiser, history, and the best weights so far."
-
-    def __init__(self, module, parameters, acc, seed, settings):
-        self.acc = acc
-        self.seed = seed
-        self.settings = settings
-        self.module = module
-        self.cuda = acc.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            parameters or module.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=acc.device.type != "mps",
-        )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.run, self.optimizer = acc.prepare(module, self.optimizer)
-        self.start = 0
-        self.history = []
-        self.pending = []
-        self.best_score = -math.inf
-        self.best_weights = None
-        self.best_step = 0
-        self.log_every = max(1, min(50, settings.max_steps // 20))
-        self.tell = teller(settings.desc)
-
-    def take_step(self, step, rows, t) -> dict:
-        "One step of the optimiser; a group of parameters may keep to a schedule of its own."
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            if group.get("schedule", self.settings.schedule) == "onecycle":
-                cycle = self.settings.cycle or self.settings.max_steps
-                group["lr"] = rate * _onecycle(t % cycle / cycle)
-        mine = rows[self.acc.process_index :: self.acc.num_processes].to(self.acc.device)
-        with self.acc.autocast(): terms = step(self.run, mine, t)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.acc.backward(terms["loss"])
-        self.optimizer.step()
-        self.pending.append(torch.stack([v.detach().float() for v in terms.values()]))
-        return terms
-
-    def log(self, done, names, bar):
-        "A line of the history: the means of the terms since the last one."
-        if done % self.log_every and done != self.settings.max_steps: return
-        means, self.pending = torch.stack(self.pending).mean(0).tolist(), []
-        if not all(math.isfinite(v) for v in means):
-            raise FloatingPointError(
-                f"{self.settings.desc}: the loss is not finite at step {done}: try a smaller learning_rate (now"
-                f" {self.settings.learning_rate})"
-            )
-        self._note({"step": done, **dict(zip(names, means))})
-        bar.set_postfix({k: f"{v:.3g}" for k, v in zip(names, means)}, refresh=False)
-
-    def ask(self, done):
-        "Ask for the validation score, and keep the best weights."
-        settings = self.settings
-        if settings.validate is None or (done % settings.validate_every and done != settings.max_steps): return
-        self.module.eval()
-        score = float(settings.validate())
-        self.module.train()
-        self._note({"step": done, "validation": score})
-        if score > self.best_score:
-            weights = self.acc.unwrap_model(self.run).state_dict()
-            self.best_score, self.best_step = score, done
-            self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
-
-    def stops(self, done) -> bool:
-        "Has validation not improved for as long as `patience`?"
-        patience = self.settings.patience
-        return patience is not None and self.best_weights is not None and done - self.best_step >= patience
-
-    def _note(self, line):
-        self.history.append(line)
-        if self.acc.is_main_process: self.tell(line)
-
-# %% ../../nbs/training/loop.ipynb #3881838a
-class Resumable(Training):
-    "A training that can be left and taken up again, to the bit."
-
-    def __init__(self, path, identity, *args):
-        super().__init__(*args)
-        self.path = path
-        self.identity = {**identity, "seed": self.seed, "max_steps": self.settings.max_steps}
-
-    def resume(self):
-        "Take up a checkpoint, if there is one. Raises CheckpointError for a damaged one, or one of another run."
-        if self.path is None or not self.path.exists(): return
-        state = read_checkpoint(self.path, self.acc.device)
-        check_identity(self.path, state.get("identity", {}), self.identity)
-        self.acc.unwrap_model(self.run).load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.start = state["history"], state["step"]
-        self.best_score, self.best_weights, self.best_step = state["best"]
-        self.pending = [v.to(self.acc.device) for v in state["pending"]]               # since the last log line
-        torch.set_rng_state(state["rng"].cpu())
-        if self.cuda: torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.acc.device)
-
-    def save(self, done, last):
-        "Write a checkpoint, if it is time."
-        due = done % self.settings.checkpoint_every == 0 or last
-        if self.path is None or not self.acc.is_main_process or not due: return
-        write_checkpoint(self.path, dict(
-            identity=self.identity,
-            step=done,
-            module=self.acc.unwrap_model(self.run).state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            history=self.history,
-            pending=self.pending,
-            best=[self.best_score, self.best_weights, self.best_step],
-            rng=torch.get_rng_state(),
-            rng_cuda=torch.cuda.get_rng_state(self.acc.device) if self.cuda else None,
-        ))
-
-    def finish(self):
-        "Take the best weights, if validation was asked for; returns the history as a table."
-        import pandas as pd
-        if self.best_weights is not None: self.acc.unwrap_model(self.run).load_state_dict(self.best_weights)
-        self.module.eval()
-        frame = pd.DataFrame(self.history)
-        return frame.groupby("step", as_index=False).first() if len(frame) else pd.DataFrame({"step": [], "loss": []})
-
-# %% ../../nbs/training/loop.ipynb #88e6e9af
-# called with (training, line) at every log line: what follows training from outside, such as TensorBoard
-listeners = []
-_trainings = itertools.count(1)
-
-
-def teller(desc: str):
-    """A function that tells the listeners of a log line, a dict with `step`. Trainings of a process are numbered, for a
-    notebook may train many of a kind.
-    """
-    name = f"{desc} {next(_trainings)}"
-    return lambda line: [hear(name, line) for hear in listeners]
-
-
-def _onecycle(progress: float, rise: float = 0.25) -> float:
-    "Learning-rate factor at `progress` in [0, 1): linear rise over the first quarter, cosine to zero after it."
-    return (
-        max(progress / rise, 1e-2)
-        if progress < rise
-        else 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
-    )
-
-
-def progress_bar(total: int, start: int = 0, desc: str = "", show: bool = True):
-    "A bar of tqdm, which leaves nothing behind."
-    from tqdm import tqdm
-    return tqdm(total=total, initial=start, desc=desc, disable=not show, leave=False, mininterval=1.0)
-
-
-def auto_steps(max_steps, wanted: float, least: int, most: int) -> int:
-    """The number of steps: `max_steps` as it is, or where it is "auto" the number `wanted`, between `least` and
-    `most`.
-
-    Raises ValueError for anything but "auto" or an integer of at least 1.
-    """
-    if isinstance(max_steps, str) and max_steps == "auto": return int(np.clip(wanted, least, most))
-    if not isinstance(max_steps, (int, np.integer)) or isinstance(max_steps, bool) or max_steps < 1:
-        raise ValueError(f"max_steps: {max_steps!r}; expected 'auto' or an integer of at least 1")
-    return int(max_steps)
 
 # %% ../../nbs/training/loop.ipynb #beafc8c8
 def train(
@@ -313,15 +103,15 @@ def train(
         See `accelerator`.
     random_state : int, None, RandomState or Generator, default None
         Decides rows and random numbers.
-    checkpoint : path, optional
-        Folder to write to every `checkpoint_every` steps and to resume from.
+    checkpoint, checkpoint_every : path, optional, and int, default 200
+        Folder to write to every so many steps, and to resume from.
     identity : dict, optional
         Numbers and text that a checkpoint must agree in to be taken up, beside seed and steps.
-    validate : callable, optional
-        `() -> float`, higher is better, asked every `validate_every` steps; the best weights are kept, and with
-        `patience` training ends after that many steps without a better one.
-    verbose : bool, default False
-        Show a progress bar with the losses; `desc` is its name.
+    validate, validate_every, patience : callable, optional, int, default 100, and int, optional
+        `() -> float`, higher is better, asked every so many steps; the best weights are kept, and with `patience`
+        training ends after that many steps without a better one.
+    verbose, desc : bool, default False, and str
+        Show a progress bar with the losses, and its name.
     parameters : list, optional
         The parameters to optimise, if not all of `module`'s, or AdamW's parameter groups.
 
@@ -341,15 +131,7 @@ def train(
         raise ValueError(f"schedule: {schedule!r}; expected 'constant' or 'onecycle'")
     acc, seed = accelerator(device, precision), as_seed(random_state)
     settings = Settings(
-        max_steps,
-        learning_rate,
-        weight_decay,
-        schedule,
-        cycle,
-        checkpoint_every,
-        validate,
-        validate_every,
-        patience,
+        max_steps, learning_rate, weight_decay, schedule, cycle, checkpoint_every, validate, validate_every, patience,
         desc,
     )
     path = None if checkpoint is None else Path(checkpoint) / "training.pt"
@@ -433,16 +215,3 @@ class TorchEstimator(BaseEstimator):
                 if whole is None: whole = tuple(np.empty((len(array), *p.shape[1:]), p.dtype) for p in parts)
                 for w, p in zip(whole, parts): w[k:k + len(p)] = p
         return whole if len(whole) > 1 else whole[0]
-
-# %% ../../nbs/training/loop.ipynb #405dbffc
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor of the same numbers; torch cannot index unsigned integers above 8 bits, so they become the next wider
-    signed type.
-    """
-    wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.float64}
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=wider.get(array.dtype.name, array.dtype)))
-
-
-def n_parameters(module: nn.Module) -> int:
-    "The number of trainable parameters of a network: our measure of a black box's complexity."
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
