@@ -174,7 +174,7 @@ def test_more_of_pysrs_operators_are_read():
 ])
 def test_one_law_has_one_value_in_every_form(text):
     "numpy, torch, sympy, the text read again, and sympy's expression given back; at halves too."
-    rows = np.vstack([np.random.default_rng(0).normal(size=(40, 2)), [[.5, 1], [1.5, 2], [-.5, .5], [2.5, -1]]])
+    rows = np.vstack([np.random.default_rng(0).normal(size=(40, 2)), [[.5, 1.25], [1.5, 2.25], [-.5, .5], [2.5, -1]]])
     names = ["z0", "z1"]
     law = SymbolicClassifier.from_expressions(text, ["a", "b"], names)
     margin, e = law.decision_function(rows), law.sympy()[0]
