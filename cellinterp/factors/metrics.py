@@ -11,48 +11,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from .known_factors import active, halves, known_pair
+
 # %% auto #0
-__all__ = ['LEARNERS', 'active', 'in_bins', 'mutual_information', 'mig', 'mig_sup', 'modularity', 'sap', 'importances', 'dci',
+__all__ = ['LEARNERS', 'in_bins', 'mutual_information', 'mig', 'mig_sup', 'modularity', 'sap', 'importances', 'dci',
            'explicitness', 'beta_vae_score', 'factor_vae_score', 'irs', 'gaussian_total_correlation', 'udr',
            'disentanglement']
 
 # %% ../../nbs/factors/metrics.ipynb #6dfd3d2a
-def active(Z, threshold: float = 0.01) -> np.ndarray:
-    "Which columns of Z (N, d) vary: Var z_j > threshold → bool (d,)."
-    return np.asarray(Z, dtype=float).var(0) > threshold
-
-
-def _factors(V):
-    "The known factors as a table; numbers that came as objects are numbers again."
-    V = V if isinstance(V, pd.DataFrame) else pd.DataFrame(np.asarray(V))
-    twice = sorted({str(c) for c in V.columns[V.columns.duplicated()]})
-    if twice: raise ValueError(f"V: two columns are called {', '.join(twice)}; expected a name for each factor")
-    return V.infer_objects()
-
-
-def _is_class(v): return not pd.api.types.is_numeric_dtype(v) or pd.api.types.is_bool_dtype(v)
-
-
-def _pair(Z, V):
-    "Active columns of Z as float (N, d'), the columns of V, and which of those are classes; or a clear error."
-    Z, V = np.asarray(Z, dtype=float), _factors(V)
-    if Z.ndim != 2: raise ValueError(f"Z must have the shape (N, d); got {Z.shape}")
-    if len(Z) != len(V): raise ValueError(f"Z and V must have as many rows; got {len(Z)} and {len(V)}")
-    if len(Z) < 20: raise ValueError(f"at least 20 rows are needed; got {len(Z)}")
-    if not np.isfinite(Z).all() or V.isna().any().any():
-        raise ValueError("Z and V must be finite: leave out rows whose factors are not known")
-    constant = [str(c) for c in V if V[c].nunique() < 2]
-    if constant: raise ValueError(f"V: {', '.join(constant)} does not vary; leave it out")
-    for c in V:
-        counts = V[c].value_counts()
-        if (_is_class(V[c]) or len(counts) == 2) and counts.min() < 2:
-            raise ValueError(
-                f"V: {counts.index[-1]} of {c} occurs in one row; expected at least two rows of each class, or a"
-                " table without that factor"
-            )
-    return Z[:, active(Z)], V, [_is_class(V[c]) for c in V]
-
-
 def in_bins(values, n_bins: int = 20) -> np.ndarray:
     "Codes 0 … of one column (N,): its own values if there are at most `n_bins`, else bins of equal count."
     values = np.asarray(values)
@@ -63,7 +29,7 @@ def in_bins(values, n_bins: int = 20) -> np.ndarray:
 # %% ../../nbs/factors/metrics.ipynb #881c77a6
 def mutual_information(Z, V, n_bins: int = 20):
     "I(z_j; v_k) in nats (d, K) and H(v_k) (K,), over the active columns of Z (N, d)."
-    Z, V, _ = _pair(Z, V)
+    Z, V, _ = known_pair(Z, V)
     code, truth = [in_bins(z, n_bins) for z in Z.T], [in_bins(V[c], n_bins) for c in V]
     def entropy(counts):
         return -(p := counts[counts > 0] / counts.sum()) @ np.log(p)
@@ -102,29 +68,15 @@ def modularity(Z, V, n_bins: int = 20) -> float:
     return float((1 - (np.square(I).sum(1) - best) / (best * (I.shape[1] - 1))).mean())
 
 # %% ../../nbs/factors/metrics.ipynb #38b98209
-def _halves(n, random_state, v=None):
-    "Two halves of the rows; one row of each class of v (n,) that a half lacks changes sides."
-    rows = np.random.default_rng(random_state).permutation(n)
-    a, b = rows[: n // 2], rows[n // 2:]
-    if v is None: return a, b
-    for value in np.unique(v):
-        for one, other in ((a, b), (b, a)):
-            mine, theirs = np.flatnonzero(v[one] == value), np.flatnonzero(v[other] == value)
-            if len(mine) or len(theirs) < 2: continue
-            common = np.flatnonzero(v[one] == pd.Series(v[one]).mode()[0])[0]
-            one[common], other[theirs[0]] = other[theirs[0]], one[common]
-    return a, b
-
-
 def sap(Z, V, random_state=0) -> float:
     "Mean gap between the two best single columns, 0 to 1. Kumar et al. 2018, sec. 3."
     from sklearn.linear_model import LogisticRegression
-    Z, V, classes = _pair(Z, V)
+    Z, V, classes = known_pair(Z, V)
     if not Z.shape[1]: return 0.0
     gaps = []
     for c, is_class in zip(V, classes):
         v = V[c].to_numpy()
-        a, b = _halves(len(Z), random_state, v if is_class else None)
+        a, b = halves(len(Z), random_state, v if is_class else None)
         if is_class:
             share = pd.Series(v[b]).value_counts(normalize=True).max()
             scale = Z.std(0)
@@ -158,13 +110,13 @@ def importances(Z, V, learner: str = "forest", random_state=0):
     from sklearn.linear_model import LassoCV, LogisticRegression
     if learner not in LEARNERS:
         raise ValueError(f"learner must be one of {', '.join(map(repr, LEARNERS))}; got {learner!r}")
-    Z, V, classes = _pair(Z, V)
+    Z, V, classes = known_pair(Z, V)
     Z = (Z - Z.mean(0)) / Z.std(0)
     R, scores = np.zeros((Z.shape[1], V.shape[1])), np.zeros(V.shape[1])
     for k, (c, is_class) in enumerate(zip(V, classes)):
         if not Z.shape[1]: continue
         v = V[c].to_numpy()
-        a, b = _halves(len(Z), random_state, v if is_class else None)
+        a, b = halves(len(Z), random_state, v if is_class else None)
         if learner == "forest":
             model = (RandomForestClassifier if is_class else RandomForestRegressor)(
                 40, min_samples_leaf=5, max_features=None, random_state=random_state
@@ -211,13 +163,13 @@ def explicitness(Z, V, n_bins: int = 5, random_state=0) -> float:
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    Z, V, _ = _pair(Z, V)
+    Z, V, _ = known_pair(Z, V)
     if not Z.shape[1]: return 0.5
     Z = (Z - Z.mean(0)) / Z.std(0)
     areas = []
     for c in V:
         v = in_bins(V[c], n_bins)
-        a, b = _halves(len(Z), random_state, v)
+        a, b = halves(len(Z), random_state, v)
         model = LogisticRegression(max_iter=500).fit(Z[a], v[a])
         P, known = model.predict_proba(Z[b]), model.classes_
         areas.append(
@@ -240,7 +192,7 @@ def _alike(v, rng, n):
 def beta_vae_score(Z, V, n_bins: int = 20, n_points: int = 600, n_pairs: int = 64, random_state=0) -> float:
     "Accuracy, on held-out points, of telling which factor was held fixed. Higgins et al. 2017, sec. 3."
     from sklearn.linear_model import LogisticRegression
-    Z, V, _ = _pair(Z, V)
+    Z, V, _ = known_pair(Z, V)
     if not Z.shape[1] or V.shape[1] < 2: return 1.0 / V.shape[1]
     Z, rng = Z / Z.std(0), np.random.default_rng(random_state)
     bins = [in_bins(V[c], n_bins) for c in V]
@@ -256,7 +208,7 @@ def beta_vae_score(Z, V, n_bins: int = 20, n_points: int = 600, n_pairs: int = 6
 
 def factor_vae_score(Z, V, n_bins: int = 20, n_votes: int = 1000, n_images: int = 64, random_state=0) -> float:
     "Accuracy, on held-out votes, of the majority vote of the column that varies least. Kim & Mnih 2018, sec. 4."
-    Z, V, _ = _pair(Z, V)
+    Z, V, _ = known_pair(Z, V)
     if not Z.shape[1]: return 1.0 / V.shape[1]
     rng, whole = np.random.default_rng(random_state), Z.var(0)
     bins = [in_bins(V[c], n_bins) for c in V]
@@ -270,7 +222,7 @@ def factor_vae_score(Z, V, n_bins: int = 20, n_votes: int = 1000, n_images: int 
 
 def irs(Z, V, n_bins: int = 20, quantile: float = 0.99) -> float:
     "Interventional robustness score, 0 to 1. Suter et al. 2019, sec. 4."
-    Z, V, _ = _pair(Z, V)
+    Z, V, _ = known_pair(Z, V)
     if not Z.shape[1]: return 0.0
     def largest(D):
         return np.quantile(np.abs(D), quantile, axis=0)
