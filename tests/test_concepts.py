@@ -18,6 +18,14 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from cellinterp.concepts import (
+    ControlWhitening,
+    aggregate,
+    atoms_table,
+    held_out_selectivity,
+    name_atoms,
+    quantile_active,
+)
 from cellinterp.concepts.probes import (
     expected_ap,
     explained_cosine,
@@ -28,16 +36,11 @@ from cellinterp.concepts.probes import (
 )
 from cellinterp.concepts.selectivity import (
     active,
-    atoms_table,
     auroc,
     benjamini_hochberg,
-    held_out_selectivity,
     information,
-    name_atoms,
-    quantile_active,
     selectivity_scores,
 )
-from cellinterp.concepts.whitening import ControlWhitening, aggregate
 from cellinterp.data.embeddings import load_profiles, simulate_profiles
 from cellinterp.training.saving import load, save
 

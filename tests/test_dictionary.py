@@ -19,10 +19,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from cellinterp.concepts.dictionary import ICFL
+from cellinterp.concepts.dictionary import ICFL, Atoms, Pursuit
 from cellinterp.concepts.pursuit import decode, gram_matrix, matching_pursuit, omp, omp_reference, scatter, to_csr
-from cellinterp.concepts.sae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, batch_topk, geometric_median
+from cellinterp.concepts.renewal import Renewal
+from cellinterp.concepts.sae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, batch_topk
+from cellinterp.concepts.sae_base import geometric_median
 from cellinterp.concepts.stream import open_rows, shuffled_batches
+from cellinterp.training.checkpoints import CheckpointError
 from cellinterp.training.saving import load, save
 
 ALL = [ICFL, TopKSAE, BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE]
@@ -329,21 +332,21 @@ def test_pursuit_refuses_what_does_not_fit():
 # ---- ICFL
 def test_icfl_finds_the_planted_atoms(data):
     X, truth = data
-    for options in (dict(), dict(update="block"), dict(selection="nonnegative"), dict(refit="new", atoms_per_round=1)):
+    new = dict(pursuit=Pursuit(refit="new", atoms_per_round=1))
+    for options in (dict(), dict(atoms=Atoms(update="block")), dict(selection="nonnegative"), new):
         model = ICFL(64, 3, random_state=0, **options).fit(X)
         cosine = (truth @ model.components_.T).max(1)
         assert cosine.mean() > .99 and (cosine > .9).mean() > .96, (options, cosine.mean())
         assert model.dead_fraction_ == 0 == model.dead_fraction(X)
-        assert model.score(X) > (.985 if model.refit == "all" else .97)
+        assert model.score(X) > (.97 if options is new else .985)
         if "selection" in options: assert model.transform(X).data.min() > 0
 
 
 def test_the_gradient_is_that_of_the_loss(data):
     "One step of Adam with the tangent gradient, codes held constant, against autograd."
     X, _ = data
-    model = ICFL(
-        64, 3, train_rounds=2, max_steps=0, random_state=0, revive_every=None, reset_every=None, batch_size=100
-    ).fit(X)
+    options = dict(pursuit=Pursuit(train_rounds=2), renewal=Renewal(revive_every=None, reset_every=None))
+    model = ICFL(64, 3, max_steps=0, random_state=0, batch_size=100, **options).fit(X)
     module = model.module_
     x = module.centred(torch.from_numpy(X[:100])).detach()
     W, b = module.atoms.detach().clone().requires_grad_(), torch.zeros(32, requires_grad=True)
@@ -359,8 +362,9 @@ def test_the_gradient_is_that_of_the_loss(data):
 
 def test_free_lengths_have_the_gradient_of_the_loss_too(data):
     X, _ = data
+    pursuit = Pursuit(atoms_per_round=2, train_rounds=2, refit="new")
     model = ICFL.paper(
-        n_features=64, n_nonzero=4, atoms_per_round=2, train_rounds=2, batch_size=100, max_steps=0, random_state=0
+        n_features=64, n_nonzero=4, pursuit=pursuit, batch_size=100, max_steps=0, random_state=0
     ).fit(X)
     module = model.module_
     x = module.centred(torch.from_numpy(X[:100])).detach()
@@ -376,17 +380,11 @@ def test_free_lengths_have_the_gradient_of_the_loss_too(data):
 
 def test_the_paper_is_the_paper():
     p = ICFL.paper()
-    assert (
-        p.n_features,
-        p.n_nonzero,
-        p.atoms_per_round,
-        p.train_rounds,
-        p.refit,
-        p.selection,
-        p.init,
-        p.revive_every,
-    ) == (8192, 100, 5, 20, "new", "signed", "linear", None)
-    assert (p.reset_cosine, p.reset_every, p.learning_rate, p.batch_size, p.unit_norm) == (.9, 100, 5e-5, 8192, False)
+    how, atoms, renewal = p.pursuit, p.atoms, p.renewal
+    assert (p.n_features, p.n_nonzero, how.atoms_per_round, how.train_rounds) == (8192, 100, 5, 20)
+    assert (how.refit, p.selection, atoms.init, renewal.revive_every) == ("new", "signed", "linear", None)
+    assert (renewal.reset_cosine, renewal.reset_every, p.learning_rate, p.batch_size) == (.9, 100, 5e-5, 8192)
+    assert not atoms.unit_norm
     assert ICFL.paper(n_features=32).n_features == 32
 
 
@@ -406,7 +404,7 @@ def test_auto_sizes():
 
 def test_twins_are_reset_and_idle_atoms_revived(data):
     X, _ = data
-    model = ICFL(64, 3, max_steps=0, random_state=0, reset_every=1, revive_every=1).fit(X)
+    model = ICFL(64, 3, max_steps=0, random_state=0, renewal=Renewal(1, reset_every=1)).fit(X)
     atoms, state = model.module_.atoms, model._state
     with torch.no_grad():
         # cosines up to .67
@@ -431,9 +429,14 @@ def test_twins_are_reset_and_idle_atoms_revived(data):
         state["idle"][:] = 5
         assert model._renew(R * 0, R.sum(1) * 0, state, 0.) == 0                      # nothing is left to explain
         assert model._renew(R, R.square().sum(1), state, .95) == 0                    # the last tenth is left in peace
-        paper = ICFL.paper(n_features=64, n_nonzero=4, batch_size=100, max_steps=0, random_state=0, reset_every=1).fit(
-            X
-        )
+        paper = ICFL.paper(
+            n_features=64,
+            n_nonzero=4,
+            batch_size=100,
+            max_steps=0,
+            random_state=0,
+            renewal=Renewal(None, reset_cosine=.9, reset_every=1),
+        ).fit(X)
         paper.module_.atoms.copy_(basis)
         paper.module_.atoms[5] = 2 * paper.module_.atoms[3]
         assert paper._renew(R, R.square().sum(1), paper._state, 0.) == 1
@@ -457,13 +460,14 @@ def test_rare_features_are_found_beside_frequent_ones():
         return (
             (truth @ ICFL(96, 4, random_state=0, max_steps=500, **options).fit(X).components_.T).max(1) > 0.9
         ).mean()
-    assert found() > .97 > .85 > found(reset_every=None, train_rounds=2)
+    assert found() > .97 > .85 > found(renewal=Renewal(reset_every=None), pursuit=Pursuit(train_rounds=2))
 
 
 def test_dead_is_counted_over_a_pass_not_an_epoch_or_a_batch(data):
     "An atom that no row can use stays dead whatever the epoch; counters do not start again."
     X, _ = data
-    model = ICFL(64, 3, max_steps=0, batch_size=100, random_state=0, revive_every=None, reset_every=None).fit(X)
+    never = Renewal(revive_every=None, reset_every=None)
+    model = ICFL(64, 3, max_steps=0, batch_size=100, random_state=0, renewal=never).fit(X)
     index, value = torch.arange(60).reshape(20, 3), torch.ones(20, 3)
     # 4000 rows, more than a pass of 3000
     for t in range(40):
@@ -532,18 +536,19 @@ def test_units_of_the_data_do_not_matter(cls, data):
     assert abs(b.transform(X * 64 + 16).sum() / a.transform(X).sum() / 64 - 1) < .05
 
 
-@pytest.mark.parametrize("cls,options", [(c, {}) for c in ALL] + [(ICFL, dict(update="block"))])
-def test_an_interrupted_run_ends_at_the_same_weights(cls, options, data, tmp_path):
+@pytest.mark.parametrize("cls,options", [(c, {}) for c in ALL] + [(ICFL, dict(atoms=Atoms(update="block")))])
+def test_an_interrupted_run_ends_at_the_same_weights(cls, options, data, tmp_path, monkeypatch):
     X, _ = data
     options = dict(n_features=64, n_nonzero=3, batch_size=64, max_steps=230, random_state=3, **options)
     whole = cls(**options).fit(X)
     class Stop(Exception): pass
-    class Killed(cls):
-        def _step(self, x, raw, state, progress):
-            if state["t"] == 215: raise Stop
-            return super()._step(x, raw, state, progress)
-    Killed.__name__ = cls.__name__
-    with pytest.raises(Stop): Killed(checkpoint=str(tmp_path), **options).fit(X)
+    step = cls._step
+    def stopped(self, x, raw, state, progress):
+        if state["t"] == 215: raise Stop
+        return step(self, x, raw, state, progress)
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "_step", stopped)
+        with pytest.raises(Stop): cls(checkpoint=str(tmp_path), **options).fit(X)
     again = cls(checkpoint=str(tmp_path), **options).fit(X)
     assert (
         again._state["t"] == 230
@@ -552,8 +557,54 @@ def test_an_interrupted_run_ends_at_the_same_weights(cls, options, data, tmp_pat
     )
     for name, p in whole.module_.state_dict().items(): assert torch.equal(p, again.module_.state_dict()[name]), name
     assert whole.history_.equals(again.history_) and whole.dead_fraction_ == again.dead_fraction_
-    with pytest.raises(ValueError, match="belongs to another run"):
-        cls(checkpoint=str(tmp_path), **{**options, "max_steps": 400}).fit(X)
+
+
+def test_a_checkpoint_of_another_fit_is_refused_and_a_damaged_one_named(data, tmp_path, monkeypatch):
+    X, _ = data
+    options = dict(n_features=64, n_nonzero=3, max_steps=3, random_state=3, checkpoint=str(tmp_path))
+    ICFL(**options).fit(X)
+    changed = X.copy()
+    changed[7, 5] += 1e-3
+    np.save(tmp_path / "x.npy", changed)
+    for other, rows, said in (
+        (options, changed, "data"),
+        (options, tmp_path / "x.npy", "data"),
+        (dict(options, max_steps=4), X, "max_steps"),
+        (dict(options, random_state=4), X, "seed"),
+        (dict(options, n_nonzero=2), X, "arguments"),
+        (dict(options, renewal=Renewal(reset_cosine=.8)), X, "arguments"),
+    ):
+        with pytest.raises(CheckpointError, match=f"belongs to another run.*{said}"): ICFL(**other).fit(rows)
+    with pytest.raises(CheckpointError, match="of another model"): TopKSAE(**options).fit(X)
+    with monkeypatch.context() as patch:
+        patch.setattr("cellinterp.concepts.dictionary_loop.code_fingerprint", lambda *objects: "changed")
+        with pytest.raises(CheckpointError, match="of another code"): ICFL(**options).fit(X)
+    path = tmp_path / "training.pt"
+    content = path.read_bytes()
+    for damaged in (content[:-9], b"", content[:500] + bytes([content[500] ^ 1]) + content[501:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"training\.pt"): ICFL(**options).fit(X)
+
+
+def test_models_of_the_version_before_are_read(data, tmp_path):
+    "Saved or pickled when every constant was an argument of its own."
+    X, _ = data
+    model = ICFL(64, 3, max_steps=3, random_state=0, device="cpu").fit(X)
+    save(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    params = config["model"]["params"]
+    for name in "pursuit", "atoms", "renewal": params.pop(name)
+    params.update(atoms_per_round=5, train_rounds=8, refit="all", update="adam", revive_every=None, ridge=1e-6)
+    config.pop("checksum")
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    state = model.__getstate__()
+    old = {k: v for k, v in state.items() if k not in ("pursuit", "atoms", "renewal")} | {"refit": "new", "reset_every": 3}
+    pickled = ICFL.__new__(ICFL)
+    pickled.__setstate__(old)
+    for read in load(tmp_path / "model"), pickled:
+        assert np.array_equal(read.transform(X).toarray(), model.transform(X).toarray())
+    assert load(tmp_path / "model").renewal.revive_every is None
+    assert pickled.pursuit.refit == "new" and pickled.renewal.reset_every == 3
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -718,14 +769,15 @@ def test_codes_of_many_rows_are_made_in_blocks():
 TWO = """
 import json, sys, numpy as np, torch
 torch.set_num_threads(1)
-from cellinterp.concepts.dictionary import ICFL
+from cellinterp.concepts.dictionary import ICFL, Atoms
+from cellinterp.concepts.renewal import Renewal
 from cellinterp.concepts.sae import TopKSAE, BatchTopKSAE
 X = np.load(sys.argv[1])
 out = {}
 common = dict(batch_size=200, random_state=0, device="cpu")
 models = dict(
-    ICFL=ICFL(64, 3, max_steps=120, reset_cosine=.5, **common),
-    block=ICFL(64, 3, max_steps=12, update="block", **common),
+    ICFL=ICFL(64, 3, max_steps=120, renewal=Renewal(reset_cosine=.5), **common),
+    block=ICFL(64, 3, max_steps=12, atoms=Atoms(update="block"), **common),
     TopK=TopKSAE(64, 3, max_steps=60, dead_after=1000, **common),
     BatchTopK=BatchTopKSAE(64, 3, max_steps=20, batch_size=200, device="cpu"),
 )

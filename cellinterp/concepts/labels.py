@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['as_labels', 'as_groups']
+__all__ = ['as_labels', 'as_groups', 'label_codes']
 
 # %% ../../nbs/concepts/labels.ipynb #f3950d0c
 def as_labels(values, n: int | None = None, name: str = "labels") -> np.ndarray:
@@ -63,3 +63,30 @@ def as_groups(values, n: int, name: str = "groups") -> np.ndarray:
     if (labels == "").any():
         raise ValueError(f"{name}: {(labels == '').sum()} of {n} are missing; expected one a row")
     return np.unique(labels, return_inverse=True)[1]
+
+# %% ../../nbs/concepts/labels.ipynb #2453d6cb
+def label_codes(labels, n: int):
+    """Names (K,) of the labels, and their numbers (n,), −1 for one that is missing.
+
+    Parameters
+    ----------
+    labels : array-like (n,)
+    n : int
+        How many are expected.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two different labels.
+    """
+    labels = as_labels(labels, n)
+    missing = labels == ""
+    names, codes = np.unique(labels[~missing], return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2"
+            " to compare"
+        )
+    out = np.full(n, -1)
+    out[~missing] = codes
+    return names, out

@@ -8,236 +8,32 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .dictionary import DictionaryModule, SparseDictionary
-from .pursuit import decode, scatter
+from .sae_base import Autoencoder, AutoencoderModule, SparseDecode, padded
 
 # %% auto #0
-__all__ = ['SparseEncode', 'SparseDecode', 'dots', 'padded', 'AutoencoderModule', 'geometric_median', 'TopKSAE', 'BatchTopKSAE',
-           'batch_topk', 'MatryoshkaSAE', 'JumpReLUModule', 'JumpReLUSAE']
-
-# %% ../../nbs/concepts/sae.ipynb #0f278a69
-class SparseEncode(torch.autograd.Function):
-    "value[b, k] = ⟨x[b], W[index[b, k]]⟩ + c[index[b, k]], read from `dense` (B, M), which is computed already."
-
-    @staticmethod
-    def forward(ctx, x, W, c, index, dense):
-        ctx.save_for_backward(x, W, index)
-        return dense.gather(1, index)
-
-    @staticmethod
-    def backward(ctx, g):
-        x, W, index = ctx.saved_tensors
-        dx = decode(index, g, W) if ctx.needs_input_grad[0] else None
-        dc = torch.zeros(len(W), dtype=g.dtype, device=g.device).index_add_(0, index.flatten(), g.flatten())
-        return dx, scatter(index, g, x, len(W)), dc, None, None
-
-
-class SparseDecode(torch.autograd.Function):
-    "Σ_k value[b, k] W[index[b, k]]: (B, K), (B, K), (M, d) → (B, d)."
-
-    @staticmethod
-    def forward(ctx, index, value, W):
-        ctx.save_for_backward(index, value, W)
-        return decode(index, value, W)
-
-    @staticmethod
-    def backward(ctx, g):
-        index, value, W = ctx.saved_tensors
-        return None, dots(index, g, W), scatter(index, value, g, len(W))
-
-
-def dots(index, R, W):
-    "⟨R[b], W[index[b, k]]⟩: (B, K), (B, d), (M, d) → (B, K)."
-    B, K = index.shape
-    bags = torch.arange(B, device=index.device)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        R.contiguous(), W, index.flatten(), bags * K, bags.repeat_interleave(K), 0
-    ).view(B, K)
-
-
-def padded(mask, dense):
-    "A boolean mask (B, M) → index, value (B, k), k the most in a row; unused slots hold the value 0."
-    rows, columns = mask.nonzero(as_tuple=True)
-    counts = mask.sum(1)
-    slot = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    shape = (len(mask), max(1, int(counts.max()) if len(counts) else 1))
-    index = torch.zeros(shape, dtype=torch.int64, device=rows.device)
-    index[rows, slot] = columns
-    value = torch.zeros(shape, dtype=dense.dtype, device=rows.device)
-    value[rows, slot] = dense[rows, columns]
-    return index, value
+__all__ = ['TopKSAE', 'BatchTopKSAE', 'batch_topk', 'MatryoshkaSAE', 'JumpReLUModule', 'Jumping', 'JumpReLUSAE']
 
 # %% ../../nbs/concepts/sae.ipynb #a2083716
-class AutoencoderModule(DictionaryModule):
-    """Encoder weights (M, d) and offsets (M,) beside the atoms; `threshold` (M,) decides at inference where `k` is
-    None, else the k largest.
-    """
-
-    def __init__(self, n_features, d, k):
-        super().__init__(n_features, d)
-        self.k = k
-        self.encoder_weight = nn.Parameter(torch.zeros(n_features, d))
-        self.encoder_bias = nn.Parameter(
-            torch.zeros(n_features)
-        )
-        self.register_buffer("threshold", torch.zeros(n_features))
-
-    def dense(self, x): return self.product(x, self.encoder_weight.to(x.dtype)) + self.encoder_bias.to(x.dtype)
-
-    @torch.no_grad()
-    def encode(self, x):
-        a = self.dense(self.centred(x))
-        if self.k is None:
-            index, value = padded(a > self.threshold.to(a.dtype).clamp_min(0), a)
-        else:
-            value, index = a.topk(self.k, dim=1)
-            value = value.clamp_min(0)
-        return index, value * self.scale.to(x.dtype)
-
-
-class _Autoencoder(SparseDictionary):
-    "What the four share; a subclass says which entries are active (`_select`) and may change the loss (`_loss`)."
-    _by_threshold = True
-
-    def __init__(
-        self,
-        n_features="auto",
-        n_nonzero="auto",
-        *,
-        dead_after="auto",
-        aux_weight=1 / 32,
-        init="data",
-        learning_rate=1e-3,
-        batch_size="auto",
-        max_steps="auto",
-        device="auto",
-        precision="auto",
-        random_state=None,
-        checkpoint=None,
-        verbose=False
-    ):
-        self.n_features = n_features
-        self.n_nonzero = n_nonzero
-        self.dead_after = dead_after
-        self.aux_weight = aux_weight
-        self.init = init
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_steps = max_steps
-        self.device = device
-        self.precision = precision
-        self.random_state = random_state
-        self.checkpoint = checkpoint
-        self.verbose = verbose
-
-    def _check_arguments(self):
-        if self.init not in ("data", "random"): raise ValueError(f"init must be 'data' or 'random'; got {self.init!r}")
-        if self.dead_after != "auto" and self.dead_after < 1:
-            raise ValueError(f"dead_after must be 'auto' or a number of rows; got {self.dead_after!r}")
-        if self.aux_weight < 0: raise ValueError(f"aux_weight must be 0 or more; got {self.aux_weight}")
-
-    def _build(self):
-        return AutoencoderModule(self.n_features_, self.n_features_in_, None if self._by_threshold else self.n_nonzero_)
-
-    def _centre(self, sample):
-        super()._centre(sample)
-        self.module_.bias.data.copy_(geometric_median(sample.double() / self.module_.scale.double()))
-
-    @torch.no_grad()
-    def _start(self, x):
-        "Atoms from the data or at random; the encoder is their transpose."
-        module = self.module_
-        M, d = module.atoms.shape
-        atoms = torch.randn(M, d)
-        if self.init == "data":
-            usable = x[x.norm(dim=1) > 1e-6]
-            usable = usable[torch.randperm(len(usable))[:M]]
-            atoms[:len(usable)] = usable
-        module.atoms.copy_(F.normalize(atoms, dim=1))
-        module.encoder_weight.copy_(module.atoms)
-        self._first_threshold(x[:2048])
-        # atoms that overlap would add up to more than the row: the encoder starts at the length that fits best
-        dense = module.dense(x[:2048])
-        index, active = self._select(dense)
-        drawn = decode(index, dense.gather(1, index) * active, module.atoms)
-        size = drawn.square().sum()
-        if size > 0: module.encoder_weight.mul_((x[:2048] * drawn).sum() / size)
-        self._first_threshold(x[:2048])
-
-    def _step(self, x, raw, state, progress):
-        module, world = self.module_, self._world
-        dead = state["since"] >= self._dead_after(state)
-        with torch.enable_grad():
-            # (B, d), with its gradient to the bias
-            x = module.centred(raw)
-            with torch.no_grad(): dense = module.dense(x)                            # (B, M): the one dense product
-            index, active = self._select(dense)
-            value = SparseEncode.apply(x, module.encoder_weight, module.encoder_bias, index, dense) * active
-            loss, error, value = self._loss(x, index, value, dense)
-            aux = (
-                self._aux(x, error.detach(), dense, dead)
-                if self.aux_weight and bool(dead.any())
-                else torch.zeros((), device=x.device)
-            )
-            grads = torch.autograd.grad(loss + self.aux_weight * aux, self._parameters(), allow_unused=True)
-        for p, g in zip(self._parameters(), grads): p.grad = torch.zeros_like(p) if g is None else g
-        if world.size > 1:
-            world.sum(*(p.grad for p in self._parameters()))
-            for p in self._parameters(): p.grad /= world.size
-        W = module.atoms
-        W.grad -= (W.grad * W).sum(1, keepdim=True) * W                              # only what turns the atom
-        state["optimizer"].step()
-        W.copy_(module.unit_atoms())
-        self._after(index, value, state)
-        self._count(index, value, state, len(x) * world.size)
-        total = (x - x.mean(0)).square().sum().clamp_min(1e-12)
-        return {"fvu": error.square().sum() / total, "l0": (value > 0).sum() / len(x), "aux": aux.detach()}
-
-    def _dead_after(self, state):
-        return min(10_000_000, 2 * state["n_rows"]) if self.dead_after == "auto" else self.dead_after
-
-    def _loss(self, x, index, value, dense):
-        error = x - SparseDecode.apply(index, value, self.module_.atoms)
-        return error.square().sum() / len(x), error, value
-
-    def _aux(self, x, error, dense, dead):
-        """AuxK (Gao et al. 2024, section 2.4): dead features reconstruct the error; x (B, d), error (B, d) constant,
-        dense (B, M), dead (M,).
-        """
-        module = self.module_
-        k = min(max(1, x.shape[1] // 2), int(dead.sum()))
-        index = dense.masked_fill(~dead, -torch.inf).topk(k, dim=1).indices
-        value = SparseEncode.apply(x, module.encoder_weight, module.encoder_bias, index, dense).relu()
-        variance = (error - error.mean(0)).square().sum().clamp_min(1e-12)
-        return (error - SparseDecode.apply(index, value, module.atoms)).square().sum() / variance
-
-    def _after(self, index, value, state): pass
-
-    def _first_threshold(self, x): pass
-
-
-def geometric_median(x, n_steps: int = 50):
-    "The point with the smallest sum of distances to the rows x (S, d) (Weiszfeld 1937)."
-    centre = x.mean(0)
-    for _ in range(n_steps):
-        weight = 1 / (x - centre).norm(dim=1, keepdim=True).clamp_min(1e-9)
-        centre, before = (weight * x).sum(0) / weight.sum(), centre
-        if (centre - before).norm() <= 1e-7 * (1 + centre.norm()): break
-    return centre
-
-
-class TopKSAE(_Autoencoder):
+class TopKSAE(Autoencoder):
     """TopK sparse autoencoder with AuxK (Gao et al. 2024).
 
     Parameters
     ----------
-    n_features, n_nonzero : as in `ICFL`. dead_after : rows without activity after which a feature is dead; "auto" =
-        min(10 million, 2 n).
-    aux_weight : α of AuxK; 0 = without. init : first atoms from the "data", or at "random".
-    learning_rate, batch_size, max_steps, device, precision, random_state, checkpoint, verbose : as in `ICFL`.
+    n_features, n_nonzero : int or "auto", default "auto"
+        Features, and those active in a row; as in `ICFL`.
+    dead_after : int or "auto", default "auto"
+        Rows without activity after which a feature is dead; "auto" = min(10 million, 2 n).
+    aux_weight : float, default 1/32
+        α of AuxK; 0 = without.
+    init : "data" or "random", default "data"
+        First atoms.
+    learning_rate : float or "auto", default 1e-3
+        Of Adam.
+    batch_size, max_steps : int or "auto", default "auto"
+        As in `ICFL`.
+    device, precision, random_state, checkpoint, verbose : see `training.loop.train`
     """
     _by_threshold = False
 
@@ -246,11 +42,25 @@ class TopKSAE(_Autoencoder):
         return index, (value > 0).to(dense.dtype)
 
 # %% ../../nbs/concepts/sae.ipynb #4fe6491e
-class BatchTopKSAE(_Autoencoder):
-    __doc__ = TopKSAE.__doc__.replace(
-        "TopK sparse autoencoder with AuxK (Gao et al. 2024)",
-        "BatchTopK sparse autoencoder (Bussmann et al. 2024): n_nonzero on average over the rows",
-    )
+class BatchTopKSAE(Autoencoder):
+    """BatchTopK sparse autoencoder (Bussmann et al. 2024): n_nonzero on average over the rows.
+
+    Parameters
+    ----------
+    n_features, n_nonzero : int or "auto", default "auto"
+        Features, and those active in a row on average; as in `ICFL`.
+    dead_after : int or "auto", default "auto"
+        Rows without activity after which a feature is dead; "auto" = min(10 million, 2 n).
+    aux_weight : float, default 1/32
+        α of AuxK; 0 = without.
+    init : "data" or "random", default "data"
+        First atoms.
+    learning_rate : float or "auto", default 1e-3
+        Of Adam.
+    batch_size, max_steps : int or "auto", default "auto"
+        As in `ICFL`.
+    device, precision, random_state, checkpoint, verbose : see `training.loop.train`
+    """
 
     def _select(self, dense):
         mask = batch_topk(dense, self.n_nonzero_ * len(dense))
@@ -281,55 +91,44 @@ def batch_topk(dense, k: int):
         mask[ties[:, 0], ties[:, 1]] = False
     return mask
 
-
+# %% ../../nbs/concepts/sae.ipynb #7529aa83
 class MatryoshkaSAE(BatchTopKSAE):
     """Matryoshka sparse autoencoder (Bussmann et al. 2025): prefixes of the dictionary reconstruct on their own.
 
     Parameters
     ----------
-    prefixes : shares of the dictionary, rising to 1. The others as in `TopKSAE`.
+    n_features, n_nonzero : int or "auto", default "auto"
+        Features, and those active in a row on average; as in `ICFL`.
+    prefixes : tuple of float, default (1/16, 1/8, 1/4, 1/2, 1)
+        Shares of the dictionary, rising to 1.
+    dead_after : int or "auto", default "auto"
+        Rows without activity after which a feature is dead; "auto" = min(10 million, 2 n).
+    aux_weight : float, default 1/32
+        α of AuxK; 0 = without.
+    init : "data" or "random", default "data"
+        First atoms.
+    learning_rate : float or "auto", default 1e-3
+        Of Adam.
+    batch_size, max_steps : int or "auto", default "auto"
+        As in `ICFL`.
+    device, precision, random_state, checkpoint, verbose : see `training.loop.train`
     """
 
     def __init__(
-        self,
-        n_features="auto",
-        n_nonzero="auto",
-        *,
-        prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        dead_after="auto",
-        aux_weight=1 / 32,
-        init="data",
-        learning_rate=1e-3,
-        batch_size="auto",
-        max_steps="auto",
-        device="auto",
-        precision="auto",
-        random_state=None,
-        checkpoint=None,
-        verbose=False
+        self, n_features="auto", n_nonzero="auto", *, prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+        dead_after="auto", aux_weight=1 / 32, init="data",
+        learning_rate=1e-3, batch_size="auto", max_steps="auto", device="auto", precision="auto", random_state=None,
+        checkpoint=None, verbose=False
     ):
-        super().__init__(
-            n_features,
-            n_nonzero,
-            dead_after=dead_after,
-            aux_weight=aux_weight,
-            init=init,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_steps=max_steps,
-            device=device,
-            precision=precision,
-            random_state=random_state,
-            checkpoint=checkpoint,
-            verbose=verbose,
-        )
+        shared = {k: v for k, v in locals().items() if k not in ("self", "__class__", "prefixes")}
+        super().__init__(**shared)
         self.prefixes = prefixes
 
     def _check_arguments(self):
         super()._check_arguments()
         p = list(self.prefixes)
         if not p or p != sorted(set(p)) or p[0] <= 0 or p[-1] != 1:
-            raise ValueError(f"prefixes must rise from above 0 to 1; got {self.prefixes!r}")
+            raise ValueError(f"prefixes: {self.prefixes!r}; expected shares that rise from above 0 to 1")
 
     def _loss(self, x, index, value, dense):
         error, loss, lo = x, 0.0, 0
@@ -339,7 +138,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             loss, lo = loss + error.square().sum() / len(x) / len(ends), hi
         return loss, error, value
 
-
+# %% ../../nbs/concepts/sae.ipynb #3d33a97a
 class _Jump(torch.autograd.Function):
     """(a·1[a > θ], 1[a > θ]) with the gradients of Rajamanoharan et al. (2024), eq. 11-12: a window of width ε stands
     in for the jump.
@@ -370,58 +169,9 @@ class JumpReLUModule(AutoencoderModule):
     @property
     def threshold(self): return self.log_threshold.exp()
 
-
-class JumpReLUSAE(_Autoencoder):
-    """JumpReLU sparse autoencoder (Rajamanoharan et al. 2024), with the number of active features pulled to
-    `n_nonzero`.
-
-    Parameters
-    ----------
-    sparsity_weight : λ of the penalty. bandwidth : ε, in units of the mean length of an embedding. The others as in
-        `TopKSAE`.
-    """
-
-    def __init__(
-        self,
-        n_features="auto",
-        n_nonzero="auto",
-        *,
-        sparsity_weight=0.3,
-        bandwidth=0.03,
-        dead_after="auto",
-        aux_weight=1 / 32,
-        init="data",
-        learning_rate=1e-3,
-        batch_size="auto",
-        max_steps="auto",
-        device="auto",
-        precision="auto",
-        random_state=None,
-        checkpoint=None,
-        verbose=False
-    ):
-        super().__init__(
-            n_features,
-            n_nonzero,
-            dead_after=dead_after,
-            aux_weight=aux_weight,
-            init=init,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_steps=max_steps,
-            device=device,
-            precision=precision,
-            random_state=random_state,
-            checkpoint=checkpoint,
-            verbose=verbose,
-        )
-        self.sparsity_weight = sparsity_weight
-        self.bandwidth = bandwidth
-
-    def _check_arguments(self):
-        super()._check_arguments()
-        for name in "sparsity_weight", "bandwidth":
-            if getattr(self, name) <= 0: raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+# %% ../../nbs/concepts/sae.ipynb #1105b367
+class Jumping:
+    "The start, the active entries and the loss of `JumpReLUSAE`."
 
     def _build(self): return JumpReLUModule(self.n_features_, self.n_features_in_)
 
@@ -442,3 +192,45 @@ class JumpReLUSAE(_Autoencoder):
         error = x - SparseDecode.apply(index, value, self.module_.atoms)
         excess = (on * (value.detach() > 0)).sum() / len(x) / self.n_nonzero_ - 1
         return error.square().sum() / len(x) + self.sparsity_weight * excess.square(), error, value
+
+# %% ../../nbs/concepts/sae.ipynb #12edd5f4
+class JumpReLUSAE(Jumping, Autoencoder):
+    """JumpReLU sparse autoencoder (Rajamanoharan et al. 2024), with the number of active features pulled to
+    `n_nonzero`.
+
+    Parameters
+    ----------
+    n_features, n_nonzero : int or "auto", default "auto"
+        Features, and those active in a row on average; as in `ICFL`.
+    sparsity_weight : float, default 0.3
+        λ of the penalty.
+    bandwidth : float, default 0.03
+        ε, in units of the mean length of an embedding.
+    dead_after : int or "auto", default "auto"
+        Rows without activity after which a feature is dead; "auto" = min(10 million, 2 n).
+    aux_weight : float, default 1/32
+        α of AuxK; 0 = without.
+    init : "data" or "random", default "data"
+        First atoms.
+    learning_rate : float or "auto", default 1e-3
+        Of Adam.
+    batch_size, max_steps : int or "auto", default "auto"
+        As in `ICFL`.
+    device, precision, random_state, checkpoint, verbose : see `training.loop.train`
+    """
+
+    def __init__(
+        self, n_features="auto", n_nonzero="auto", *, sparsity_weight=0.3, bandwidth=0.03, dead_after="auto",
+        aux_weight=1 / 32, init="data",
+        learning_rate=1e-3, batch_size="auto", max_steps="auto", device="auto", precision="auto", random_state=None,
+        checkpoint=None, verbose=False
+    ):
+        shared = {k: v for k, v in locals().items() if k not in ("self", "__class__", "sparsity_weight", "bandwidth")}
+        super().__init__(**shared)
+        self.sparsity_weight = sparsity_weight
+        self.bandwidth = bandwidth
+
+    def _check_arguments(self):
+        super()._check_arguments()
+        for name in "sparsity_weight", "bandwidth":
+            if getattr(self, name) <= 0: raise ValueError(f"{name}: {getattr(self, name)!r}; expected a positive number")

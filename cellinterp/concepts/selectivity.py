@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from .labels import as_groups, as_labels
+from .labels import as_groups, label_codes
 
 # %% auto #0
-__all__ = ['active', 'fractions', 'auroc', 'information', 'Selectivity', 'benjamini_hochberg', 'selectivity_scores',
-           'held_out_selectivity', 'quantile_active', 'name_atoms', 'atoms_table']
+__all__ = ['active', 'average_and_maximum', 'fractions', 'auroc', 'information', 'Selectivity', 'benjamini_hochberg',
+           'selectivity_scores']
 
 # %% ../../nbs/concepts/selectivity.ipynb #194f4c78
 def active(Z, positive=False) -> sparse.csr_array:
@@ -33,24 +33,17 @@ def active(Z, positive=False) -> sparse.csr_array:
     return A
 
 
-def _labels(labels, n):
-    "Names (K,), codes (n,) with −1 for a missing label."
-    labels = as_labels(labels, n)
-    missing = labels == ""
-    names, codes = np.unique(labels[~missing], return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"labels: {len(names)} label{'' if len(names) == 1 else 's'} came ({', '.join(names)}); expected at least 2"
-            " to compare"
-        )
-    out = np.full(n, -1)
-    out[~missing] = codes
-    return names, out
 
 
-def _from_fractions(P, n):
-    """Average and maximum selectivity (…, K, M) from fractions P (…, K, M) and sample counts n (…, K), of which 0 gives
-    NaN.
+def average_and_maximum(P, n):
+    """Average and maximum selectivity (…, K, M).
+
+    Parameters
+    ----------
+    P : array (…, K, M)
+        Share of each label's samples where the feature is active.
+    n : array (…, K)
+        Samples of each label; 0 gives NaN.
     """
     total = (P * n[..., None]).sum(-2, keepdims=True)
     N = n.sum(-1)[..., None, None]
@@ -216,7 +209,7 @@ def selectivity_scores(
     """
     A = active(Z, positive)
     N, M = A.shape
-    names, codes = _labels(labels, N)
+    names, codes = label_codes(labels, N)
     K = len(names)
     def whole(v, name, default):
         return default if v is None else as_groups(v, N, name)
@@ -224,7 +217,7 @@ def selectivity_scores(
     use = np.flatnonzero(codes >= 0)
     A_used, c, g, b = A[use], codes[use], groups[use], batch[use]
     P, n = fractions(A_used, c, K)
-    average, maximum = _from_fractions(P, n)
+    average, maximum = average_and_maximum(P, n)
     Zs = sparse.csr_array(Z)[use]
     if Zs.dtype == bool:
         Zs = Zs.astype(np.float32)
@@ -259,7 +252,7 @@ def selectivity_scores(
         out.low, out.high = np.full((K, M), np.nan), np.full((K, M), np.nan)
         for at, C in _chunks(counts, n_bootstrap, K):
             with np.errstate(invalid="ignore", divide="ignore"):
-                draws, _ = _from_fractions(_hits(D, C, K) / np.maximum(total, 1)[..., None], total)
+                draws, _ = average_and_maximum(_hits(D, C, K) / np.maximum(total, 1)[..., None], total)
             # a label that was not drawn says nothing
             draws[np.broadcast_to(total[..., None] == 0, draws.shape)] = np.nan
             out.low[:, at], out.high[:, at] = np.nanquantile(draws, [0.025, 0.975], axis=0)
@@ -285,7 +278,7 @@ def selectivity_scores(
             return np.clip((v + 10) * 100, 0, 3999).astype(int)
         for at, C in _chunks(counts, len(shuffled), K):
             hits = _hits(D, C, K)
-            null = _from_fractions(hits / np.maximum(total, 1)[..., None], total)[0]  # (B, K, columns)
+            null = average_and_maximum(hits / np.maximum(total, 1)[..., None], total)[0]  # (B, K, columns)
             mean, spread = null.mean(0), null.std(0)
             # where nothing can change, nothing is learnt
             free = np.isfinite(spread) & (spread > 1e-6)
@@ -301,116 +294,4 @@ def selectivity_scores(
             1.0,
         )
         out.q = benjamini_hochberg(out.p)
-    return out
-
-# %% ../../nbs/concepts/selectivity.ipynb #3d230493
-def held_out_selectivity(Z, labels, groups, *, n_splits=5, positive=False, random_state=0):
-    """For every label the feature with the highest average selectivity on training groups, and its selectivity on
-    held-out groups.
-
-    Returns DataFrame (label, fold, feature, train, held_out, maximum). A label needs groups on both sides: with fewer
-    than `n_splits` groups it is held out in as many folds as it has groups. Raises ValueError for a label in one group
-    only.
-    """
-    A = active(Z, positive)
-    names, codes = _labels(labels, A.shape[0])
-    groups = as_groups(groups, A.shape[0])
-    K, rng = len(names), np.random.default_rng(random_state)
-    fold = np.full(groups.max() + 1, -1)
-    turn = 0
-    # each label's groups are dealt out to the folds in turn
-    for k in rng.permutation(K):
-        own = np.setdiff1d(np.unique(groups[codes == k]), np.flatnonzero(fold >= 0))
-        if len(np.unique(groups[codes == k])) < 2:
-            raise ValueError(
-                f"groups: label {names[k]!r} is in one group only; expected at least two, one to pick on and one to"
-                " report on"
-            )
-        for g in rng.permutation(own):
-            fold[g] = turn % n_splits
-            turn += 1
-    import pandas as pd
-    rows = []
-    for f in range(n_splits):
-        held = fold[groups] == f
-        (P, n), (Q, m) = fractions(A, np.where(held, -1, codes), K), fractions(A, np.where(held, codes, -1), K)
-        train, (test, test_max) = _from_fractions(P, n)[0], _from_fractions(Q, m)
-        for k in range(K):
-            if n[k] == 0 or m[k] == 0 or m.sum() == m[k]: continue
-            j = int(train[k].argmax())
-            rows.append(
-                dict(label=names[k], fold=f, feature=j, train=train[k, j], held_out=test[k, j], maximum=test_max[k, j])
-            )
-    return pd.DataFrame(rows)
-
-# %% ../../nbs/concepts/selectivity.ipynb #51dcca70
-def quantile_active(X, alpha=0.05, reference=None) -> sparse.csr_array:
-    """X (N, d) → CSR (N, 2d) of ones: column 2j where X_j is below its alpha quantile, 2j+1 where above the 1−alpha
-    quantile.
-
-    reference : (n, d) rows that the quantiles are taken from (the training rows); None = X itself. A constant column is
-        never active.
-    """
-    X = np.asarray(X, float)
-    if not 0 < alpha < 0.5: raise ValueError(f"alpha: {alpha} came; expected more than 0 and less than 0.5")
-    low, high = np.quantile(X if reference is None else np.asarray(reference, float), [alpha, 1 - alpha], axis=0)
-    both = np.stack([X < low, X > high], -1).reshape(len(X), -1)                           # (N, d, 2) -> (N, 2d)
-    return sparse.csr_array(both.astype(np.float32))
-
-# %% ../../nbs/concepts/selectivity.ipynb #27b74f83
-def name_atoms(components, feature_names, whitening=None, top=3) -> list[str]:
-    """A name for each atom: its `top` raw columns, the largest first, with the sign of the change.
-
-    components : (M, k) atoms. whitening : a fitted ControlWhitening to map them back by; None = atoms are in the input
-        space already.
-    """
-    C = np.asarray(components)
-    if whitening is not None:
-        C = whitening.atoms_to_input(C)
-        D = np.asarray(whitening.dewhitening_)
-        # ‖row of D‖ = standard deviation of the column over the controls
-        C = C / np.maximum(np.linalg.norm(D, axis=1), 1e-300)
-    if C.shape[1] != len(feature_names):
-        raise ValueError(f"feature_names: {len(feature_names)} came for atoms of {C.shape[1]} columns")
-    return [
-        ", ".join(
-            f"{'+' if c[j] > 0 else '−'}{feature_names[j]}"
-            for j in np.argsort(-np.abs(c), kind="stable")[:top]
-            if c[j] != 0
-        )
-        for c in C
-    ]
-
-
-def atoms_table(
-    components,
-    scores: Selectivity | None = None,
-    *,
-    batch_scores: Selectivity | None = None,
-    whitening=None,
-    feature_names=None,
-    top=3,
-):
-    """An AnnData of atoms: .X the directions (M, k), .obs the scores of the best label and the name,
-    .obsm["selectivity"] the averages for all labels,
-    .obsm["input_direction"] the atoms in the input space, `batch_selectivity` the best average selectivity for a batch
-    (a negative mark)."""
-    import anndata
-    import pandas as pd
-
-    C = np.asarray(components)
-    obs = (
-        pd.DataFrame(index=[f"feature {m}" for m in range(len(C))])
-        if scores is None
-        else scores.features().set_index(pd.Index([f"feature {m}" for m in range(len(C))]))
-    )
-    if batch_scores is not None:
-        obs["batch_selectivity"] = np.nan_to_num(batch_scores.average, nan=-1).max(0)
-    if feature_names is not None:
-        obs["name"] = name_atoms(C, list(feature_names), whitening, top)
-    out = anndata.AnnData(C, obs=obs)
-    if scores is not None:
-        out.obsm["selectivity"] = pd.DataFrame(scores.average.T, index=obs.index, columns=scores.labels)
-    if whitening is not None:
-        out.obsm["input_direction"] = whitening.atoms_to_input(C)
     return out

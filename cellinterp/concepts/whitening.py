@@ -11,8 +11,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .controls import find_controls, is_anndata, obs_column
+
 # %% auto #0
-__all__ = ['find_controls', 'ControlWhitening', 'plot_spectrum', 'aggregate']
+__all__ = ['ControlWhitening', 'plot_spectrum']
 
 # %% ../../nbs/concepts/whitening.ipynb #781d078a
 class _Scatter:
@@ -44,63 +46,6 @@ class _Scatter:
         # from the sample covariance to the identity
         distance = ((S ** 2).sum() - np.trace(S) ** 2 / d) / d
         return float(np.clip(spread / distance, 0, 1)) if distance > 0 and spread > 0 else 0.0
-
-# %% ../../nbs/concepts/whitening.ipynb #71028f31
-def _is_anndata(X): return type(X).__name__ == "AnnData" and hasattr(X, "obs")
-
-
-def _column(X, values, name, n):
-    "One value a row (n,): an array, or the name of a column of an AnnData's `.obs`."
-    if isinstance(values, str):
-        if not _is_anndata(X):
-            raise ValueError(
-                f"{name}={values!r}: a column's name came with a {type(X).__name__}; expected an array of {n} values"
-                " (names need an AnnData)"
-            )
-        if values not in X.obs:
-            raise ValueError(
-                f"{name}={values!r} is not a column of .obs; expected one of"
-                f" {', '.join(map(str, X.obs.columns)) or 'none'}"
-            )
-        values = X.obs[values]
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise ValueError(f"{name}: an array of shape {values.shape} came for {n} rows; expected ({n},)")
-    return values
-
-
-def find_controls(X, y=None, controls=None, control_label=None, n=None) -> np.ndarray | None:
-    """The boolean mask (n,) of control rows: `controls`, else `y == control_label`, else `.obs["control"]` of an
-    AnnData, else None.
-
-    Raises ValueError for a mask of another type or length, one without a True, and one without a False.
-    """
-    n = len(X) if n is None else n
-    if controls is None and control_label is None and _is_anndata(X) and "control" in X.obs: controls = "control"
-    if controls is not None:
-        mask = _column(X, controls, "controls", n)
-        if mask.dtype != bool and set(np.unique(mask).tolist()) <= {0, 1} and mask.dtype.kind in "biuO":
-            mask = mask.astype(bool)
-        if mask.dtype != bool:
-            raise ValueError(f"controls: an array of {mask.dtype} came; expected a boolean mask, one value a row")
-        what = "controls"
-    elif control_label is not None:
-        if y is None: raise ValueError(f"control_label={control_label!r} needs y, one label a row; y=None came")
-        labels = _column(X, y, "y", n)
-        mask, what = labels == control_label, f"y == {control_label!r}"
-        if not mask.any():
-            raise ValueError(
-                f"no control row: {what} nowhere; y holds"
-                f" {', '.join(map(repr, np.unique(labels.astype(str))[:8].tolist()))}"
-            )
-    else: return None
-    if not mask.any(): raise ValueError(f"no control row: {what} is nowhere True; expected at least 2 of {n}")
-    if mask.all():
-        raise ValueError(
-            f"every row is a control: {what} is True for all {n} rows; expected treated rows beside them (to whiten by"
-            " every row, give no controls)"
-        )
-    return mask
 
 # %% ../../nbs/concepts/whitening.ipynb #457ec1ef
 class ControlWhitening(TransformerMixin, BaseEstimator):
@@ -189,7 +134,7 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         if self.by_batch is not None:
             if batch is None:
                 raise ValueError(f"by_batch={self.by_batch!r} needs batch, one value a row; batch=None came")
-            self.batches_, codes = np.unique(_column(X, batch, "batch", n).astype(str), return_inverse=True)
+            self.batches_, codes = np.unique(obs_column(X, batch, "batch", n).astype(str), return_inverse=True)
         n_batches = codes.max() + 1
         counts = np.bincount(codes[mask], minlength=n_batches)
         if counts.min() < 2:
@@ -389,7 +334,7 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
     def _open(self, X, reset):
         "Anything with .shape, .dtype and rows to read; arrays are validated, everything else is streamed."
         if isinstance(X, np.memmap) or (hasattr(X, "read") and hasattr(X, "shape")): source = X
-        elif _is_anndata(X) or hasattr(X, "__fspath__") or isinstance(X, str) or type(X).__module__.startswith("zarr"):
+        elif is_anndata(X) or hasattr(X, "__fspath__") or isinstance(X, str) or type(X).__module__.startswith("zarr"):
             from cellinterp.concepts.stream import open_rows
             source = open_rows(X)
         else: return validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
@@ -421,7 +366,7 @@ class ControlWhitening(TransformerMixin, BaseEstimator):
         if self.by_batch is None: return None
         if batch is None:
             raise ValueError(f"by_batch={self.by_batch!r} needs batch here too, one value a row; batch=None came")
-        batch = _column(X, batch, "batch", n).astype(str)
+        batch = obs_column(X, batch, "batch", n).astype(str)
         if len(unknown := np.setdiff1d(batch, self.batches_)):
             raise ValueError(
                 f"batch {unknown[0]!r} was not fitted; expected one of"
@@ -492,63 +437,3 @@ def plot_spectrum(whitening: ControlWhitening, ax=None):
     )
     ax.legend(frameon=False, fontsize=8)
     return ax
-
-# %% ../../nbs/concepts/whitening.ipynb #f52aa424
-def aggregate(X, by, how="mean"):
-    """Rows of X (N, d) averaged by the keys in `by`.
-
-    Parameters
-    ----------
-    X : array or CSR (N, d), or AnnData (its .X and the arrays of .obsm are averaged).
-    by : list of arrays (N,), or a DataFrame; for AnnData names of .obs columns.
-    how : "mean" or "median".
-
-    Returns
-    -------
-    For arrays (averages (G, d), DataFrame of the keys and `n`, rows a group); for AnnData an AnnData whose .obs holds
-    the keys, the columns constant within every group, and `n`. Groups come in the order of their first row. Sparse
-    means stay CSR.
-
-    Raises ValueError for an unknown column or `how`, keys of another length, and missing values in a key.
-    """
-    import pandas as pd
-    from scipy import sparse
-    if how not in ("mean", "median"): raise ValueError(f"how must be 'mean' or 'median'; got {how!r}")
-    by = [by] if isinstance(by, (str, np.ndarray, pd.Series)) else by
-    n = X.shape[0]
-    if _is_anndata(X): keys = pd.DataFrame({k: _column(X, k, "by", n) for k in by})
-    elif isinstance(by, pd.DataFrame): keys = by.reset_index(drop=True)
-    else: keys = pd.DataFrame({getattr(k, "name", None) or f"key{i}": _column(X, k, "by", n) for i, k in enumerate(by)})
-    if len(keys) != n or not keys.shape[1]:
-        raise ValueError(
-            f"by: {keys.shape[1]} keys of {len(keys)} values came for {n} rows; expected at least one key of {n}"
-        )
-    if keys.isna().any(axis=None):
-        raise ValueError(
-            f"by: {keys.columns[keys.isna().any()][0]!r} has missing values; expected a value in every row"
-        )
-    code = keys.groupby(list(keys.columns), sort=False, observed=True).ngroup().to_numpy()
-    first, counts = np.unique(code, return_index=True)[1], np.bincount(code)
-    table = keys.iloc[first].reset_index(drop=True)
-
-    def average(A):
-        if how == "mean":
-            M = sparse.csr_array((1 / counts[code], (code, np.arange(n))), shape=(len(counts), n))
-            return (
-                sparse.csr_array(M @ sparse.csr_array(A)) if sparse.issparse(A) else M @ np.asarray(A, dtype=np.float64)
-            )
-        A = A.toarray() if sparse.issparse(A) else np.asarray(A)
-        return np.stack([np.median(A[code == g], axis=0) for g in range(len(counts))])
-
-    if not _is_anndata(X): return average(X if sparse.issparse(X) else np.asarray(X)), table.assign(n=counts)
-    import anndata
-    rest = X.obs.drop(columns=list(keys.columns)).reset_index(drop=True)
-    constant = [c for c in rest if rest[c].groupby(code).nunique(dropna=False).max() <= 1]
-    obs = pd.concat([table, rest.loc[first, constant].reset_index(drop=True)], axis=1).assign(n=counts)
-    obs.index = obs.index.astype(str)
-    return anndata.AnnData(
-        average(X.X),
-        obs=obs,
-        var=X.var.copy(),
-        obsm={k: average(v) for k, v in X.obsm.items() if not isinstance(v, pd.DataFrame)},
-    )

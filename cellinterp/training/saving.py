@@ -272,8 +272,8 @@ class _Reader:
 
     def read_estimator(self, node):
         cls = find_class(node["class"], self.classes)
-        # a pipeline's cache is a folder of pickles
-        params = {k: self.value(v) for k, v in node["params"].items() if k != "memory"}
+        kept = {k: self.value(v) for k, v in node["params"].items() if k != "memory"}  # a cache of pickles
+        params = cls.from_older(kept) if hasattr(cls, "from_older") else kept
         if unknown := set(params) - set(cls._get_param_names()):
             raise SaveError(
                 f"{cls.__name__} has no argument {sorted(unknown)}: the model was saved by another version, or changed"
