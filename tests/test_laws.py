@@ -98,7 +98,7 @@ def test_hostile_text_is_refused(text, tmp_path):
 def test_no_eval_and_no_sympify_in_the_sources():
     for path in Path(sys.modules["cellinterp.laws.text"].__file__).parent.glob("*.py"):
         module, source = path.stem, path.read_text()
-        if module in ("blackbox", "sparse"): continue  # networks: module.eval()
+        if module in ("blackbox", "sparse", "sparse_path"): continue  # networks: module.eval()
         code = "\n".join(line for line in source.splitlines() if not line.strip().startswith("#"))
         for word in ("sympify(", "eval(", "exec(", "lambdify(", "parse_expr(", "pickle."):
             assert word not in code.replace("ast.parse(", ""), (module, word)
