@@ -1284,13 +1284,13 @@ def test_predict_chooses_classes_and_numbers_with_any_table(tmp_path):
 def test_pixels_of_another_kind_than_in_training_are_refused():
     from types import SimpleNamespace
 
-    from cellinterp.runs.predict import _check_range
+    from cellinterp.runs.training_facts import check_range
     encoder, cells = SimpleNamespace(image_low_=np.array([0.0]), image_high_=np.array([250.0])), pixels(
         20, 1, 32, 32, dtype=np.uint8
     )
-    _check_range(encoder, cells)
+    check_range(encoder, cells)
     for other in ((cells / 255).astype(np.float32), cells.astype(np.uint16) * 257):
-        with pytest.raises(ValueError, match="expected about 0 to 250 in training"): _check_range(encoder, other)
+        with pytest.raises(ValueError, match="expected about 0 to 250 in training"): check_range(encoder, other)
 
 
 # ---- crops on disk, and a look at them

@@ -153,3 +153,34 @@ def test_a_set_says_what_it_is(tmp_path):
     assert eager["classes"] == "0 20, 1 20"
     assert lazy.drop("odd images").equals(eager.drop("odd images"))
     assert lazy["odd images"].startswith(eager["odd images"]) and "40 of them" in lazy["odd images"]
+
+
+def test_what_a_model_remembers_is_held_against_new_images(tmp_path):
+    "Held-out cells set the limit; another pixel size is refused, other channels are put in order; blocks change nothing."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    import cellinterp.runs.predict as room
+    from cellinterp.data import ImageSet, simulate_nuclei
+    from cellinterp.factors.vae import VAE
+    from cellinterp.runs.training_facts import training_facts
+    from cellinterp.training.saving import save
+    cells = simulate_nuclei(160, size=32, random_state=0)
+    fit, held = np.arange(40), np.arange(40, 160)
+    model = make_pipeline(VAE(4, "beta", max_steps=30, random_state=0, device="cpu"), LogisticRegression())
+    model.fit(cells.images[fit], cells.labels[fit])
+    save(model, tmp_path / "m", extra=dict(training=training_facts(model, cells, fit, held)))
+    fresh = simulate_nuclei(400, size=32, random_state=1)
+    table = room.predict(tmp_path / "m", fresh)
+    low, high = table.attrs["unlike"]["interval"]
+    spread = 3 * (high * (1 - high) / len(fresh)) ** 0.5
+    assert table.unlike_training.mean() <= high + spread
+    errors = model[0].reconstruction_error(fresh.images)
+    assert table.unlike_training.equals(table.unlike_training.where(errors > 0)) and table.attrs["unlike"]["n_held"] == 120
+    room.BLOCK, whole = 64, room.BLOCK
+    try: assert np.allclose(room.predict(tmp_path / "m", fresh).filter(like="p_"), table.filter(like="p_"), atol=1e-5)
+    finally: room.BLOCK = whole
+    other = ImageSet(fresh.images, pixel_size=cells.pixel_size / 2)
+    with pytest.raises(ValueError, match="pixel; expected the training's"): room.predict(tmp_path / "m", other)
+    with pytest.raises(ValueError, match="same kind of numbers"):
+        room.predict(tmp_path / "m", ImageSet((fresh.images / 255).astype(np.float32)))

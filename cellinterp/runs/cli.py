@@ -297,10 +297,12 @@ def predict(
         print("the model is of a quick run: it shows that it works, its decisions mean nothing")
     print(table["decision"].value_counts().to_string(header=False))
     if "unlike_training" in table:
-        print(
-            f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (reconstruction"
-            " error above their 99th percentile)"
-        )
+        unlike = table.attrs.get("unlike") or {}
+        held = "their 99th percentile; the model has seen no others, so that more than 1 % is usual)"
+        if unlike:
+            low, high, rate = *unlike["interval"], unlike["expected_rate"]
+            held = f"{unlike['n_held']} held-out cells; of their like {rate:.1%} is expected, {low:.1%} to {high:.1%})"
+        print(f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (drawn worse than {held}")
     print(f"table: {out}")
 
 

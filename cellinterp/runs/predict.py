@@ -13,20 +13,26 @@ import numpy as np
 from ..data.axes import as_strings
 from ..data.files import whole_file
 from ..data.notes import Notes
+from .training_facts import check_pixel_size, check_range, same_channels
 
+BLOCK = 4096       # images at once
 UNLIKE = 99.0      # percentile of the training cells' reconstruction error above which a cell is flagged
 
 # %% auto #0
-__all__ = ['UNLIKE', 'predict_table', 'predict', 'is_quick']
+__all__ = ['BLOCK', 'UNLIKE', 'predict_table', 'predict', 'training_facts_of', 'is_quick']
 
 # %% ../../nbs/runs/predict.ipynb #ab98ae7e
-def predict_table(model, images):
+def predict_table(model, images, facts=None):
     """One row an image: what `model` makes of an ImageSet.
 
     Parameters
     ----------
-    model : fitted Pipeline, images -> factors -> … -> classifier.
-    images : ImageSet whose images (N, C, H, W) have the channels and size that the model was fitted on.
+    model : Pipeline
+        Fitted, images -> factors -> … -> classifier.
+    images : ImageSet
+        Whose images (N, C, H, W) have the channels and size that the model was fitted on; lazy ones are read in blocks.
+    facts : dict, default None
+        What the model remembers of its training; see `training_facts`.
 
     Returns
     -------
@@ -46,12 +52,27 @@ def predict_table(model, images):
             f"the model must be a pipeline from images to a classifier; it is a {type(model).__name__}"
             + (f" of {len(steps)} step(s)" if steps else "")
         )
-    expected, got = getattr(steps[0], "image_shape_", None), images.images.shape[1:]
+    expected, got, facts = getattr(steps[0], "image_shape_", None), images.images.shape[1:], facts or {}
     if expected is not None and tuple(expected) != tuple(got): raise ValueError(_misfit(tuple(expected), tuple(got)))
-    _check_range(steps[0], images.images)
-    Z = values = np.asarray(steps[0].transform(images.images))                           # (N, n_factors)
+    order = same_channels(facts, images) if facts else None
+    if facts: check_pixel_size(facts, images)
+    if order is None: check_range(steps[0], images.images, facts.get("dtype"))
+    starts = range(0, max(1, len(images.images)), BLOCK)
+    found = pd.concat([_block(steps, images, slice(s, s + BLOCK), order, facts) for s in starts], ignore_index=True)
+    if found["outside_domain"].any():
+        Notes().add(f"law: {found.outside_domain.sum()} of {len(found)} rows lie outside its domain; they have no decision")
+    else: del found["outside_domain"]
+    return pd.concat([_identity(images, set(found)), found], axis=1)
+
+# %% ../../nbs/runs/predict.ipynb #2e5550f5
+def _block(steps, cells, rows, order, facts):
+    "What a model makes of some rows."
+    import pandas as pd
+    pixels, classifier = np.asarray(cells.images[rows]), steps[-1]
+    if order is not None: pixels = pixels[:, order]
+    Z = values = np.asarray(steps[0].transform(pixels))                                  # (n, n_factors)
     for step in steps[1:-1]: values = step.transform(values)
-    classifier, classes = steps[-1], [str(c) for c in steps[-1].classes_]
+    classes = [str(c) for c in classifier.classes_]
     out = {f"z{j}": Z[:, j] for j in range(Z.shape[1])}
     if hasattr(classifier, "decision_function"):
         margins = np.asarray(classifier.decision_function(values))                       # (N,) or (N, K)
@@ -65,13 +86,17 @@ def predict_table(model, images):
     # outside a law's domain (the logarithm of a negative factor) there is no decision
     known = np.isfinite(p).all(1)
     out["decision"] = np.where(known, np.asarray(classes)[np.nan_to_num(p).argmax(1)], "")
-    if not known.all():
-        out["outside_domain"] = ~known
-        Notes().add(f"law: {(~known).sum()} of {len(p)} rows lie outside its domain; they have no decision")
-    if hasattr(steps[0], "reconstruction_percentile"):
-        out["reconstruction_percentile"] = steps[0].reconstruction_percentile(images.images)
+    out["outside_domain"] = ~known
+    unlike = facts.get("unlike")
+    if unlike is not None and hasattr(steps[0], "reconstruction_error"):
+        errors = steps[0].reconstruction_error(pixels)
+        percentile = np.interp(errors, unlike["quantiles"], np.arange(101))
+        out["reconstruction_percentile"] = percentile.astype(np.float32)
+        out["unlike_training"] = errors > unlike["limit"]
+    elif hasattr(steps[0], "reconstruction_percentile"):
+        out["reconstruction_percentile"] = steps[0].reconstruction_percentile(pixels)
         out["unlike_training"] = out["reconstruction_percentile"] > UNLIKE
-    return pd.concat([_identity(images, set(out)), pd.DataFrame(out)], axis=1)
+    return pd.DataFrame(out)
 
 # %% ../../nbs/runs/predict.ipynb #ae2f1050
 def _identity(images, taken):
@@ -99,26 +124,6 @@ def _one_kind(column):
     if column.dtype != object: return column.to_numpy()
     kinds = {type(v) for v in column if v is not None and v == v}
     return column.to_numpy() if kinds <= {str} or kinds <= {bool} else as_strings(column)
-
-
-def _check_range(encoder, images) -> None:
-    """Pixels of another kind than in training (0 … 1 for 0 … 255) are refused; a range that differs by more than half
-    is
-    said, once: what is dim or bright for the model is another thing then.
-    """
-    low, high = getattr(encoder, "image_low_", None), getattr(encoder, "image_high_", None)
-    if low is None or high is None or not len(images): return
-    sample = images[:: max(1, len(images) // 500)].astype(np.float32)
-    flat = np.moveaxis(sample, 1, 0).reshape(images.shape[1], -1)
-    bottom, top = np.percentile(flat, 0.1, axis=1), np.percentile(flat, 99.9, axis=1)
-    share = (top - bottom) / np.maximum(np.asarray(high) - np.asarray(low), 1e-12)
-    k = int(np.argmax(np.abs(np.log(np.maximum(share, 1e-9)))))
-    seen = f"channel {k} goes from {bottom[k]:.4g} to {top[k]:.4g} (0.1 % and 99.9 % of its pixels)"
-    trained = f"{float(low[k]):.4g} to {float(high[k]):.4g} in training"
-    if not 0.05 < share[k] < 20:
-        raise ValueError(f"data: {seen}; expected about {trained}: the same kind of numbers (8 bit, 16 bit, 0 to 1)")
-    if not 0.5 < share[k] < 2 or abs(bottom[k] - low[k]) > 0.5 * (high[k] - low[k]):
-        Notes().add(f"data: {seen}, and from {trained}: decisions may be of brightness; see the column unlike_training")
 
 # %% ../../nbs/runs/predict.ipynb #44b96b00
 def _misfit(expected, got) -> str:
@@ -175,13 +180,33 @@ def predict(model_folder, data, out=None, *, classes=None, n=None, seed=0, axes=
     model = load(folder, classes=model_classes)
     if not hasattr(data, "images"):
         data = _load(data, model, classes, n, seed, axes, metadata)
-    table = predict_table(model, data)
+    facts = training_facts_of(folder)
+    table = predict_table(model, data, facts)
     table.attrs["quick"] = is_quick(folder)
+    table.attrs["unlike"] = {k: v for k, v in facts.get("unlike", {}).items() if k != "quantiles"}
     if out is not None:
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out, overwrite) as partial: writers[out.suffix](table, partial)
     return table
+
+# %% ../../nbs/runs/predict.ipynb #4bf7e551
+def training_facts_of(folder) -> dict:
+    """What a saved model remembers of its training; empty for one that was saved without.
+
+    Parameters
+    ----------
+    folder : path
+        Of the model.
+
+    Returns
+    -------
+    dict
+        See `training_facts`.
+    """
+    from cellinterp.training.saving import read_info
+    found = (read_info(folder).get("extra") or {}).get("training")
+    return found if isinstance(found, dict) else {}
 
 
 def is_quick(folder) -> bool:
