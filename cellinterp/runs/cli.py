@@ -290,9 +290,7 @@ def predict(
     """
     from cellinterp.runs.predict import predict as apply
 
-    table = apply(
-        model, data, out, classes=classes, n=n, axes=axes, metadata=metadata, overwrite=overwrite
-    )
+    table = apply(model, data, out, classes=classes, n=n, axes=axes, metadata=metadata, overwrite=overwrite)
     if table.attrs.get("quick"):
         print("the model is of a quick run: it shows that it works, its decisions mean nothing")
     print(table["decision"].value_counts().to_string(header=False))
