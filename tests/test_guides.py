@@ -11,6 +11,7 @@ from cellinterp.data.morphology import GRAIN, MORPHOLOGY, find_objects, measure
 from cellinterp.data.reading import Reading, read_images
 from cellinterp.data.simulate import simulate_nuclei
 from cellinterp.explain.sentences import decision_shares, read_law
+from cellinterp.factors.drawing import AlignedFrame
 from cellinterp.factors.drawings import as_image, feature_loss, fixed_statistics
 from cellinterp.factors.guide_checks import check_guides, leakage
 from cellinterp.factors.guides import GuideScale, choose_guides, guide_loss, guide_table
@@ -176,6 +177,40 @@ def test_features_move_the_drawing_and_nothing_else():
     assert d.grad.abs().sum() > 0 and all(p.grad is None for p in blocks.parameters())
     assert all(torch.equal(v, state[k]) for k, v in blocks.state_dict().items())
     assert as_image(torch.zeros(1, 1, 8, 8), [-1], [0.7], (16, 16)).eq(0.7).all()
+
+
+def test_a_critic_draws_and_does_not_learn(cells):
+    """Its filters pull at the drawing: with it the same training ends elsewhere, and the critic is as it was."""
+    from cellinterp.laws.blackbox import BlackBoxClassifier
+    small = dict(widths=(4, 4, 8, 8), batch_size=16, random_state=0, device="cpu")
+    critic = BlackBoxClassifier(max_steps=3, **small).fit(cells.images[:40], cells.labels[:40])
+    before = {k: v.clone() for k, v in critic.module_.state_dict().items()}
+    frame = AlignedFrame(size=None, span=1.0, sigma=0.6, features=0.3)
+    drawn = [
+        VAE(3, "beta", frame=frame, hidden=16, max_steps=4, **small).fit(cells.images[:40], critic=c).history_
+        for c in (critic, None)
+    ]
+    assert drawn[0].features.iloc[0] != pytest.approx(drawn[1].features.iloc[0], rel=1e-3)
+    assert all(torch.equal(v, before[k]) for k, v in critic.module_.state_dict().items())
+    with pytest.raises(ValueError, match="critic"): VAE(3, frame=frame, max_steps=1, **small).fit(cells.images[:40], critic=3)
+
+
+def test_only_mild_views_keep_size_and_brightness():
+    """Of discs in views of zoom 0.1 and gain 0.2, those marked mild stay within 0.03 and 0.05; the others do not."""
+    r = np.hypot(*np.mgrid[-24:24, -24:24])
+    x = torch.as_tensor((r < 12).astype(np.float32)).expand(400, 1, 48, 48).clone()
+    mild = torch.arange(400) % 2 == 0
+    torch.manual_seed(0)
+    light = AlignedFrame().view(x, mild).amax((1, 2, 3))
+    assert (light[mild] - 1).abs().max() < 0.0501 and (light[~mild] - 1).abs().max() > 0.15
+
+
+def test_what_several_guides_say_together_is_left_out():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 3)), columns=list("abc"))
+    table["sum"] = table.a + table.b + table.c                        # with none of them alone by more than about .6
+    used, told = choose_guides(table, 300)
+    assert list(used) == ["a", "b", "c"] and told.why[3].startswith("goes with a, b, c together")
 
 
 def test_leakage_is_between_nothing_and_everything():

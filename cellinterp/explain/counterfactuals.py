@@ -151,16 +151,40 @@ def measured_change(
     share=1.0,
     pixel_size=None,
     properties=("area", "eccentricity", "intensity", "solidity"),
+    reading=None,
 ) -> pd.DataFrame:
-    """Measured shape of the drawings before and after: columns own, asked, distance, then each property before, after
-    and its relative change.
+    """Measured shape of the drawings before and after.
 
-    NaN where a drawing shows nothing that can be measured. Drawings of a VAE with frame="aligned" are zoomed to the
-    image's size, so read their changes, not their sizes.
+    Drawings of a VAE with frame="aligned" are zoomed to the image's size, so read their changes, not their sizes.
+
+    Parameters
+    ----------
+    vae : fitted model
+        With `inverse_transform`.
+    moves : Counterfactuals
+    share : float, default 1
+        Of the way: see `Counterfactuals.at`.
+    pixel_size : float, default None
+        µm a pixel.
+    properties : sequence of str
+        Columns of `data.morphology.measure`.
+    reading : Reading or str, default None
+        What the drawings show, dark or bright, the stain, the channel of the shape; None: what the VAE's training
+        images were found to show.
+
+    Returns
+    -------
+    DataFrame
+        Columns own, asked, distance, then each property before, after and its relative change; NaN where a drawing
+        shows nothing that can be measured.
     """
     from cellinterp.data.morphology import measure
 
-    before, after = (measure(vae.inverse_transform(z), pixel_size=pixel_size) for z in (moves.before, moves.at(share)))
+    reading = getattr(vae, "reading", None) if reading is None else reading
+    before, after = (
+        measure(vae.inverse_transform(z), pixel_size=pixel_size, reading=reading)
+        for z in (moves.before, moves.at(share))
+    )
     table = pd.DataFrame(dict(own=moves.own, asked=moves.asked, distance=moves.distance))
     for p in properties:
         table[f"{p}_before"], table[f"{p}_after"], table[f"{p}_change"] = before[p], after[p], after[p] / before[p] - 1

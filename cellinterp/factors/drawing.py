@@ -14,7 +14,7 @@ from ..training.augment import aligned_crops, nudged, polar_spectra, random_view
 from ..training.images import pad_to
 
 # %% auto #0
-__all__ = ['KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'AlignedFrame', 'AlignedTargets', 'whitening',
+__all__ = ['MILD', 'KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'AlignedFrame', 'AlignedTargets', 'whitening',
            'frame_of']
 
 # %% ../../nbs/factors/drawing.ipynb #48473613
@@ -38,7 +38,7 @@ class ImageFrame(BaseEstimator):
         "(h, w) of the drawing: the image padded to eights."
         return tuple(s + -s % 8 for s in image_shape[1:])
 
-    def view(self, x):
+    def view(self, x, mild=None):
         "Turned or mirrored alike; some shifted by less than a pixel, so that the encoder knows smoothed noise as well."
         return nudged(turned_alike(x))
 
@@ -60,6 +60,7 @@ def turned_alike(x: torch.Tensor) -> torch.Tensor:
     return views[int(torch.randint(len(views), ()))]
 
 # %% ../../nbs/factors/drawing.ipynb #f684e534
+MILD = 0.03, 0.05  # zoom and gain at most, where size and brightness are learnt
 KEEP = 10_000  # aligned crops and spectra of as many images are kept; of more, they are made anew for every batch
 
 
@@ -88,16 +89,18 @@ class AlignedFrame(BaseEstimator):
     share : float, default 0.25
         Share of a batch over which these two are taken.
     scale, gain : float, default 0.1, 0.2
-        Random views are zoomed and brightened by as much; of guided factors, which are to say size and brightness, at
-        most
-        0.03 and 0.05.
+        Random views are zoomed and brightened by as much; views from which guided factors learn size and brightness, at
+        most 0.03 and 0.05.
+    mild : float, default 0.5
+        Share of such mild views where guided factors are learnt with labels; without labels all are. The others train
+        all but the guides.
     signs : tuple of int, optional
         Of every channel, 1 = the object is brighter than its ground, -1 = darker; None: as `data.reading` finds.
     """
 
     def __init__(
         self, fidelity=2000.0, contrast=0.0, n_spectra=32, n_views=4, size=32, span=0.85, sigma=0.47, features=0.0,
-        cycle=0.0, share=0.25, scale=0.1, gain=0.2, signs=None,
+        cycle=0.0, share=0.25, scale=0.1, gain=0.2, mild=0.5, signs=None,
     ):
         self.fidelity = fidelity
         self.contrast = contrast
@@ -111,6 +114,7 @@ class AlignedFrame(BaseEstimator):
         self.share = share
         self.scale = scale
         self.gain = gain
+        self.mild = mild
         self.signs = signs
 
     @property
@@ -127,7 +131,11 @@ class AlignedFrame(BaseEstimator):
         size = max(image_shape[1:]) + -max(image_shape[1:]) % 16 if self.size is None else self.size
         return size, size
 
-    def view(self, x): return random_views(x, scale=self.scale, gain=self.gain)
+    def view(self, x, mild=None):
+        "Random views; those marked by `mild` (B,) keep size and brightness nearly as they are."
+        if mild is None: return random_views(x, scale=self.scale, gain=self.gain)
+        strength = [torch.where(mild, min(v, m), v) for v, m in zip((self.scale, self.gain), MILD)]
+        return random_views(x, scale=strength[0], gain=strength[1])
 
     def _signs(self, x):
         signs = (1,) * x.shape[1] if self.signs is None else self.signs

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..training.augment import background
-from ..training.images import pad_to
+from ..training.images import ConvBlocks, pad_to
 
 # %% auto #0
-__all__ = ['ground_of', 'as_image', 'fixed_statistics', 'activations', 'feature_loss', 'cycle_loss', 'drawing_scores']
+__all__ = ['ground_of', 'as_image', 'fixed_statistics', 'activations', 'feature_loss', 'features_unlike', 'Critic', 'cycle_loss',
+           'drawing_scores']
 
 # %% ../../nbs/factors/drawings.ipynb #eb842c19
 def ground_of(x: torch.Tensor) -> torch.Tensor:
@@ -75,11 +77,50 @@ def feature_loss(blocks, drawn: torch.Tensor, target: torch.Tensor) -> torch.Ten
     blocks : as for `activations`. drawn, target : (B, C, H, W), the images that are compared.
     """
     with torch.no_grad(): wanted = activations(blocks, target)
+    return features_unlike(activations(blocks, drawn), wanted)
+
+
+def features_unlike(seen, wanted) -> torch.Tensor:
+    "Mean over the blocks of the unexplained share of the activations' variance; no gradient goes through `wanted`."
+    wanted = [b.detach() for b in wanted]
     parts = [
-        (a - b).square().mean() / b.var(0, correction=0).mean().clamp_min(1e-6)
-        for a, b in zip(activations(blocks, drawn), wanted)
+        (a - b).square().mean() / b.var(0, correction=0).mean().clamp_min(1e-6) for a, b in zip(seen, wanted)
     ]
     return torch.stack(parts).mean()
+
+
+class Critic:
+    """The filters of another network, by which drawings are held to what decides.
+
+    Parameters
+    ----------
+    model : fitted classifier of images
+        With `module_` that holds `ConvBlocks`, and `image_low_`, `image_high_`.
+    low, high : (C,)
+        The range by which the drawings are scaled.
+
+    Raises
+    ------
+    ValueError
+        For a model without convolutional blocks, or of other channels.
+    """
+
+    def __init__(self, model, low, high):
+        modules = getattr(model, "module_", nn.Identity()).modules()
+        found = [m for m in modules if isinstance(m, ConvBlocks)]
+        if not found: raise ValueError(f"critic: {type(model).__name__}; expected a fitted network with ConvBlocks")
+        if len(model.image_low_) != len(low):
+            raise ValueError(f"critic: of {len(model.image_low_)} channels; expected the {len(low)} of the images")
+        self.blocks = deepcopy(found[0]).eval()
+        width = model.image_high_ - model.image_low_
+        self.scale = torch.as_tensor((high - low) / width).view(1, -1, 1, 1)
+        self.shift = torch.as_tensor((low - model.image_low_) / width).view(1, -1, 1, 1)
+
+    def __call__(self, drawn, target):
+        "`feature_loss` of scaled drawings (B, C, H, W) against scaled images."
+        self.blocks.to(drawn.device)
+        scale, shift = self.scale.to(drawn), self.shift.to(drawn)
+        return feature_loss(self.blocks, drawn * scale + shift, target * scale + shift)
 
 
 def cycle_loss(again: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ def check_guides(
     Parameters
     ----------
     vae : a model fitted with `guides`
-        With `guide_names_`, `guide_scale()`, `transform`, `inverse_transform`, `reading_`.
+        With `guide_names_`, `guide_scale()`, `transform`, `inverse_transform`, `reading`.
     images : (N, C, H, W)
         Not trained on.
     table : DataFrame (N, …)
@@ -75,10 +75,8 @@ def _traversed(vae, Z, names, n_steps, width):
 
     def read(codes):
         drawn = vae.inverse_transform(codes)
-        measured = measure(
-            drawn, pixel_size=getattr(vae, "pixel_size_", None), reading=getattr(vae, "drawing_reading_", None)
-        )
-        own = [n for n in names if n not in measured or n in getattr(vae, "own_guides_", ())]
+        measured = measure(drawn, reading=vae.reading)                 # drawings show what the images show
+        own = [n for n in names if n not in measured]
         seen = vae.transform(drawn) if own else None
         return pd.DataFrame({n: seen[:, j] if n in own else measured[n] for j, n in enumerate(names)}), own
 

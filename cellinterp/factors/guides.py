@@ -88,7 +88,7 @@ def choose_guides(
     y : (n_images,) class names, default None
         To say which guides know the label. "" = unlabelled.
     most : float, default 0.9
-        |ρ| with a guide already taken above which a guide is left out.
+        Correlation with the guides already taken, one or several together, above which a guide is left out.
 
     Returns
     -------
@@ -136,7 +136,12 @@ def _like(table, name, used, most):
         both = table[[name, other]].dropna()
         r = both[name].corr(both[other], method="spearman") if len(both) > 2 else 0.0
         if abs(r) > most: return f"goes with {other} (ρ = {r:.2f})".replace("-", "−")
-    return ""
+    known = table[[name, *used]].dropna()
+    if len(used) < 2 or len(known) < 10 * len(used): return ""
+    scores = norm.ppf((known.rank() - 0.5) / len(known))                                   # (n, 1 + used)
+    left = scores[:, 0] - scores[:, 1:] @ np.linalg.lstsq(scores[:, 1:], scores[:, 0], rcond=None)[0]
+    r = max(0.0, 1 - left.var() / max(scores[:, 0].var(), 1e-12)) ** 0.5
+    return f"goes with {', '.join(used)} together (R = {r:.2f})" if r > most else ""
 
 
 def _knows_label(values, y):
@@ -205,7 +210,7 @@ class Guides(BaseEstimator):
     leak : float, default 1.0
         Weight of what free factors say again, relative to the guides' error.
     most : float, default 0.9
-        |ρ| with a guide already taken above which a guide is left out.
+        Correlation with the guides already taken above which a guide is left out: see `choose_guides`.
     """
 
     def __init__(self, columns=True, weight=1.0, form="squared", leak=1.0, most=0.9):

@@ -109,30 +109,52 @@ def traversal_names(
     n_steps: int = 9,
     width: float = 2.0,
     least: float = 1.0,
+    reading=None,
 ) -> pd.DataFrame:
     """What each factor's decoded traversal changes steadily.
 
     Parameters
     ----------
-    draw : factors (K, d) → images (K, C, H, W), such as `VAE.inverse_transform`. Z : (N, d) factors of real cells.
-    properties : columns of `data.morphology.measure`. n_steps, width : drawings from −width to +width standard
-        deviations of the factor.
-    least : standard deviations of the property, among drawings of at most 400 rows of Z, that a name needs.
+    draw : callable
+        Factors (K, d) → images (K, C, H, W), such as `VAE.inverse_transform`.
+    Z : (N, d)
+        Factors of real cells.
+    properties : sequence of str
+        Columns of `data.morphology.measure`.
+    n_steps, width : int, float, default 9, 2
+        Drawings from −width to +width standard deviations of the factor.
+    least : float, default 1
+        Standard deviations of the property, among drawings of at most 400 rows of Z, that a name needs.
+    reading : Reading or str, default None
+        What the drawings show, such as `VAE.reading`: dark or bright, the stain, the channel of the shape; None: found
+        in the drawings of real cells.
 
     Returns
     -------
-    DataFrame, one row a factor: factor, along (the property, or "unnamed"), change (in those standard deviations,
-    signed; 0 where nothing changes steadily).
+    DataFrame
+        One row a factor: factor, along (the property, or "unnamed"), change (in those standard deviations, signed; 0
+        where nothing changes steadily).
+
+    Raises
+    ------
+    ValueError
+        For a property that `measure` does not know of such images.
     """
     from cellinterp.data.morphology import measure
+    from cellinterp.data.reading import Reading, read_images
 
     Z, properties = np.asarray(Z, dtype=float), list(properties)
-    spread = measure(draw(Z[:400]))[properties].std()
+    drawn = draw(Z[:400])
+    if not isinstance(reading, Reading): reading = read_images(drawn, reading)
+    measured = measure(drawn, reading=reading)
+    unknown = [p for p in properties if p not in measured]
+    if unknown: raise ValueError(f"properties: {unknown[0]!r}; expected columns of measure: {', '.join(measured)}")
+    spread = measured[properties].std()
     rows = []
     for j in range(Z.shape[1]):
         way = np.tile(Z.mean(0), (n_steps, 1))
         way[:, j] += np.linspace(-width, width, n_steps) * Z[:, j].std()
-        P = measure(draw(way))[properties]
+        P = measure(draw(way), reading=reading)[properties]
         steps = P.diff().iloc[1:]
         steady = ((steps > 0).all() | (steps < 0).all()) & P.notna().all()
         change = ((P.iloc[-1] - P.iloc[0]) / spread).where(steady).fillna(0.0)

@@ -17,6 +17,7 @@ from ..data.reading import Reading, read_images
 from ..data.seeds import as_seed
 from .autoencoder import ImageAutoencoder
 from .drawing import AlignedFrame, ImageFrame, frame_of
+from .drawings import Critic
 from .guides import GuideScale, guides_of
 from .network import Network
 from .objectives import Discriminator, objective_of
@@ -57,7 +58,8 @@ class Codes:
         -------
         array (n_views, N, n_factors)
         """
-        images, view = self._check(images), self.frame_.view
+        images = self._check(images)
+        def view(x): return self.frame_.view(x, None if self.guides_ is None else torch.ones(len(x), dtype=torch.bool))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(as_seed(random_state))
             return np.stack(
@@ -234,10 +236,12 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         self.checkpoint = checkpoint
         self.verbose = verbose
 
-    def fit(self, images, y=None, *, guides=None):
+    def fit(self, images, y=None, *, guides=None, critic=None):
         """Train on images (N, C, H, W) and, with a head, class names y (N,), "" = unlabelled.
 
         guides : DataFrame (N, …), a table of one's own beside these images; NaN = unknown of that cell.
+        critic : fitted `BlackBoxClassifier`, whose filters the drawings are matched by where the frame asks for
+        `features`; None: the encoder's own. Drawings are then to be judged by another.
         Raises ValueError for what `check_images` refuses, and for images that are all the same.
         """
         objective = self._check_arguments()
@@ -253,7 +257,8 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         groups = self._add_network(objective, seed)
         max_steps = auto_steps(self.max_steps, 40 * (len(images) // self.batch_size), 600, 4000)
         loss = Loss(
-            self, objective, targets, pixels, None if codes is None else torch.as_tensor(codes), len(images), max_steps
+            self, objective, targets, pixels, None if codes is None else torch.as_tensor(codes), len(images), max_steps,
+            None if critic is None else Critic(critic, self.image_low_, self.image_high_),
         )
         self.history_ = self._train(
             loss,
@@ -318,7 +323,6 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         self.guide_names_, self.guide_quantiles_ = scale.names, scale.quantiles
         self.guide_choice_ = choice.to_dict("records")
         self._scores = torch.as_tensor(scale.transform(chosen))
-        if self._aligned: self.frame_.set_params(scale=min(self.frame_.scale, 0.03), gain=min(self.frame_.gain, 0.05))
 
     def _build(self):
         head = None if self._head is None else self.head.layers(self.n_factors, len(self.classes_))

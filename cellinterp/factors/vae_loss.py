@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .drawings import activations, cycle_loss, fixed_statistics
+from .drawings import activations, cycle_loss, features_unlike, fixed_statistics
 from .guides import guide_loss, leak_loss
 from .objectives import contrast_loss, discriminator_loss, kl_per_factor
 
@@ -21,7 +21,7 @@ class Loss:
     takes it.
     """
 
-    def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps):
+    def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps, critic=None):
         self.frame = model.frame_
         self.head = model._head
         self.objective = objective
@@ -33,10 +33,12 @@ class Loss:
         self.guides = model.guides_
         self.scores = model._scores
         self.shape = model.image_shape_[1:]
+        self.critic = critic
 
     def __call__(self, module, rows, t):
         if self.frame.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)             # every image twice
-        x = self.frame.view(self.pixels(rows))
+        mild = self.mild_ones(rows)
+        x = self.frame.view(self.pixels(rows), mild)
         mu, logvar, z, drawing, spectrum, logits = module(x)
         progress, net = t / self.max_steps, getattr(module, "module", module)
         terms = {
@@ -55,7 +57,7 @@ class Loss:
             terms["cross_entropy"] = self.cross_entropy(logits, rows)
             loss = loss + self.head.weight * self.frame.label_scale * terms["cross_entropy"]
         if self.guides is not None:
-            terms["guides"] = self.guided(mu, rows)
+            terms["guides"] = self.guided(mu, rows, mild)
             loss = loss + self.guides.weight * self.frame.label_scale * terms["guides"]
         if self.frame.features or self.frame.cycle:
             terms |= self.seen_again(net, z, drawing, rows, x)
@@ -69,30 +71,36 @@ class Loss:
         if self.guides is not None: worth[self.scores.shape[1]:] = 0.7
         return worth
 
-    def guided(self, mu, rows):
+    def mild_ones(self, rows):
+        "Which views are mild, (B,): those from which guided factors learn size and brightness; None without guides."
+        if self.guides is None: return None
+        share = getattr(self.frame, "mild", 1.0) if self.head is not None else 1.0
+        return torch.rand(len(rows), device=rows.device) < share
+
+    def guided(self, mu, rows, mild):
         "How far the guided factors are from their guides, and what the free ones say again."
         wanted = self.scores.to(rows.device)[rows]
+        wanted = torch.where(mild[:, None], wanted, torch.nan)
         k = wanted.shape[1]
         return guide_loss(mu[:, :k], wanted, self.guides.form) + self.guides.leak * leak_loss(mu[:, k:], wanted)
 
     def seen_again(self, net, z, drawing, rows, x):
-        """Whether the encoder's filters see in the drawing what they see in the cell, and the encoder finds its factors
-        again.
+        """Whether a network's filters see in the drawing what they see in the cell, and the encoder finds its factors
+        again, in drawings of cells and of factors mixed among cells.
         """
         n = max(2, int(self.frame.share * len(z)))
         target, _ = self.targets(rows[:n], x[:n])
         mixed = z[:n].detach().clone()
         for j in torch.nonzero(torch.rand(z.shape[1]) < 0.5).flatten().tolist():
             mixed[:, j] = mixed[torch.randperm(n, device=z.device), j]
-        drawn = torch.cat([drawing[:n], net.decoder(mixed)])
+        drawn = self.frame.image(torch.cat([drawing[:n], net.decoder(mixed)]), self.shape)
+        target = self.frame.image(target, self.shape)
         with fixed_statistics(net.encoder):
-            with torch.no_grad(): wanted = activations(net.blocks, self.frame.image(target, self.shape))
-            seen = activations(net.blocks, self.frame.image(drawn, self.shape))
+            seen = activations(net.blocks, drawn)
             again = net.encoder[1:](seen[-1]).chunk(2, -1)[0]
-        unlike = [
-            (a[:n] - b).square().mean() / b.var(0, correction=0).mean().clamp_min(1e-6) for a, b in zip(seen, wanted)
-        ]
-        return {"features": torch.stack(unlike).mean(), "cycle": cycle_loss(again, torch.cat([z[:n].detach(), mixed]))}
+            if self.critic is None: unlike = features_unlike([a[:n] for a in seen], activations(net.blocks, target))
+        if self.critic is not None: unlike = self.critic(drawn[:n], target)
+        return {"features": unlike, "cycle": cycle_loss(again, torch.cat([z[:n].detach(), mixed]))}
 
     def error(self, rows, x, drawing, spectrum):
         "R: of the drawing and, where it is drawn, of the spectrum."
