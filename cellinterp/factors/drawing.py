@@ -14,8 +14,8 @@ from ..training.augment import aligned_crops, nudged, polar_spectra, random_view
 from ..training.images import pad_to
 
 # %% auto #0
-__all__ = ['MILD', 'KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'AlignedFrame', 'AlignedTargets', 'whitening',
-           'frame_of']
+__all__ = ['MILD', 'KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'OwnFrame', 'AlignedFrame', 'AlignedTargets',
+           'whitening', 'frame_of']
 
 # %% ../../nbs/factors/drawing.ipynb #48473613
 class ImageFrame(BaseEstimator):
@@ -64,7 +64,46 @@ MILD = 0.03, 0.05  # zoom and gain at most, where size and brightness are learnt
 KEEP = 10_000  # aligned crops and spectra of as many images are kept; of more, they are made anew for every batch
 
 
-class AlignedFrame(BaseEstimator):
+class OwnFrame:
+    "What the frame of a cell does, whatever its constants."
+
+    @property
+    def label_scale(self): return self.fidelity
+
+    def check(self):
+        for name, least in dict(contrast=0, n_spectra=0, n_views=1, size=8, features=0, cycle=0).items():
+            if (v := getattr(self, name)) is not None and v < least:
+                raise ValueError(f"{name}: {getattr(self, name)!r}; expected {least} or more")
+        if self.fidelity <= 0: raise ValueError(f"fidelity: {self.fidelity!r}; expected more than 0")
+        if self.size is not None and self.size % 8: raise ValueError(f"size: {self.size!r}; expected a multiple of 8")
+
+    def grid(self, image_shape) -> tuple:
+        size = max(image_shape[1:]) + -max(image_shape[1:]) % 16 if self.size is None else self.size
+        return size, size
+
+    def view(self, x, mild=None):
+        "Random views; those marked by `mild` (B,) keep size and brightness nearly as they are."
+        if mild is None: return random_views(x, scale=self.scale, gain=self.gain)
+        strength = [torch.where(mild, min(v, m), v) for v, m in zip((self.scale, self.gain), MILD)]
+        return random_views(x, scale=strength[0], gain=strength[1])
+
+    def _signs(self, x):
+        signs = (1,) * x.shape[1] if self.signs is None else self.signs
+        return torch.as_tensor(signs, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+
+    def crops(self, x):
+        size = self.grid(x.shape[1:])[0]
+        return aligned_crops(x * self._signs(x), size, sigma=self.sigma, span=self.span)
+
+    def image(self, drawing, shape):
+        "The drawing as an image of `shape` (H, W), its ground and polarity put back, still scaled."
+        ground = getattr(self, "ground_", np.zeros(drawing.shape[1], np.float32))
+        return as_image(drawing, self._signs(drawing).flatten(), ground, shape)
+
+    def targets(self, images, scaled, pixels): return AlignedTargets(self, images, scaled, pixels)
+
+# %% ../../nbs/factors/drawing.ipynb #eacbcada
+class AlignedFrame(OwnFrame, BaseEstimator):
     """The cell is drawn in its own frame, so that factors are free of orientation.
 
     Parameters
@@ -116,41 +155,6 @@ class AlignedFrame(BaseEstimator):
         self.gain = gain
         self.mild = mild
         self.signs = signs
-
-    @property
-    def label_scale(self): return self.fidelity
-
-    def check(self):
-        for name, least in dict(contrast=0, n_spectra=0, n_views=1, size=8, features=0, cycle=0).items():
-            if (v := getattr(self, name)) is not None and v < least:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; expected {least} or more")
-        if self.fidelity <= 0: raise ValueError(f"fidelity: {self.fidelity!r}; expected more than 0")
-        if self.size is not None and self.size % 8: raise ValueError(f"size: {self.size!r}; expected a multiple of 8")
-
-    def grid(self, image_shape) -> tuple:
-        size = max(image_shape[1:]) + -max(image_shape[1:]) % 16 if self.size is None else self.size
-        return size, size
-
-    def view(self, x, mild=None):
-        "Random views; those marked by `mild` (B,) keep size and brightness nearly as they are."
-        if mild is None: return random_views(x, scale=self.scale, gain=self.gain)
-        strength = [torch.where(mild, min(v, m), v) for v, m in zip((self.scale, self.gain), MILD)]
-        return random_views(x, scale=strength[0], gain=strength[1])
-
-    def _signs(self, x):
-        signs = (1,) * x.shape[1] if self.signs is None else self.signs
-        return torch.as_tensor(signs, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
-
-    def crops(self, x):
-        size = self.grid(x.shape[1:])[0]
-        return aligned_crops(x * self._signs(x), size, sigma=self.sigma, span=self.span)
-
-    def image(self, drawing, shape):
-        "The drawing as an image of `shape` (H, W), its ground and polarity put back, still scaled."
-        ground = getattr(self, "ground_", np.zeros(drawing.shape[1], np.float32))
-        return as_image(drawing, self._signs(drawing).flatten(), ground, shape)
-
-    def targets(self, images, scaled, pixels): return AlignedTargets(self, images, scaled, pixels)
 
 # %% ../../nbs/factors/drawing.ipynb #02004089
 class AlignedTargets:

@@ -69,7 +69,7 @@ def activations(blocks, x: torch.Tensor, frozen: bool = True) -> list[torch.Tens
         if isinstance(layer, nn.ReLU): out.append(x)
     return out
 
-
+# %% ../../nbs/factors/drawings.ipynb #a3771e0f
 def feature_loss(blocks, drawn: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Unexplained share of the activations' variance, mean over the blocks: 0 for a perfect drawing, about 1 for the
     mean.
@@ -88,7 +88,7 @@ def features_unlike(seen, wanted) -> torch.Tensor:
     ]
     return torch.stack(parts).mean()
 
-
+# %% ../../nbs/factors/drawings.ipynb #88b14dd7
 class Critic:
     """The filters of another network, by which drawings are held to what decides.
 

@@ -123,7 +123,7 @@ def choose_guides(
         )
     return table[used].reset_index(drop=True), pd.DataFrame(rows)
 
-
+# %% ../../nbs/factors/guides.ipynb #45819426
 def _useless(column):
     known = column.dropna()
     if len(known) < 20: return f"known of {len(known)} cells only"

@@ -59,7 +59,7 @@ class Codes:
         array (n_views, N, n_factors)
         """
         images = self._check(images)
-        def view(x): return self.frame_.view(x, None if self.guides_ is None else torch.ones(len(x), dtype=torch.bool))
+        def view(x): return self.frame_.view(x, None if self.guides_ is None else torch.tensor(True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(as_seed(random_state))
             return np.stack(
@@ -92,11 +92,8 @@ class Codes:
 
     def _drawn(self, images):
         "The aligned crops with frame=\"aligned\", scaled."
-        return (
-            self._apply(lambda x: self.frame_.crops(self._scaled(x)), images)
-            if self._aligned
-            else super()._drawn(images)
-        )
+        if not self._aligned: return super()._drawn(images)
+        return self._apply(lambda x: self.frame_.crops(self._scaled(x)), images)
 
 # %% ../../nbs/factors/vae.ipynb #d85170dc
 class Labelled:
@@ -240,8 +237,7 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         """Train on images (N, C, H, W) and, with a head, class names y (N,), "" = unlabelled.
 
         guides : DataFrame (N, …), a table of one's own beside these images; NaN = unknown of that cell.
-        critic : fitted `BlackBoxClassifier`, whose filters the drawings are matched by where the frame asks for
-        `features`; None: the encoder's own. Drawings are then to be judged by another.
+        critic : fitted `BlackBoxClassifier` whose filters drawings are matched by (`features`); None: the encoder's.
         Raises ValueError for what `check_images` refuses, and for images that are all the same.
         """
         objective = self._check_arguments()
@@ -256,10 +252,9 @@ class VAE(Labelled, Codes, ImageAutoencoder):
         self.module_ = self._make_module(seed)
         groups = self._add_network(objective, seed)
         max_steps = auto_steps(self.max_steps, 40 * (len(images) // self.batch_size), 600, 4000)
-        loss = Loss(
-            self, objective, targets, pixels, None if codes is None else torch.as_tensor(codes), len(images), max_steps,
-            None if critic is None else Critic(critic, self.image_low_, self.image_high_),
-        )
+        critic = None if critic is None else Critic(critic, self.image_low_, self.image_high_)
+        known = None if codes is None else torch.as_tensor(codes)
+        loss = Loss(self, objective, targets, pixels, known, len(images), max_steps, critic)
         self.history_ = self._train(
             loss,
             len(images),

@@ -13,57 +13,11 @@ from .guides import guide_loss, leak_loss
 from .objectives import contrast_loss, discriminator_loss, kl_per_factor
 
 # %% auto #0
-__all__ = ['Loss']
+__all__ = ['Terms', 'Loss']
 
-# %% ../../nbs/factors/vae_loss.ipynb #714aca29
-class Loss:
-    """The loss of a VAE's training step: `loss(module, rows, t)` → a dictionary of its terms, as `training.loop.train`
-    takes it.
-    """
-
-    def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps, critic=None):
-        self.frame = model.frame_
-        self.head = model._head
-        self.objective = objective
-        self.targets = targets
-        self.pixels = pixels
-        self.codes = codes
-        self.n_rows = n_rows
-        self.max_steps = max_steps
-        self.guides = model.guides_
-        self.scores = model._scores
-        self.shape = model.image_shape_[1:]
-        self.critic = critic
-
-    def __call__(self, module, rows, t):
-        if self.frame.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)             # every image twice
-        mild = self.mild_ones(rows)
-        x = self.frame.view(self.pixels(rows), mild)
-        mu, logvar, z, drawing, spectrum, logits = module(x)
-        progress, net = t / self.max_steps, getattr(module, "module", module)
-        terms = {
-            "reconstruction": self.frame.fidelity * self.error(rows, x, drawing, spectrum),
-            "kl": kl_per_factor(mu, logvar).sum(),
-        }
-        loss = terms["reconstruction"] + self.price(net, mu, logvar, z, progress)
-        if hasattr(net, "discriminator"):
-            terms["discriminator"] = discriminator_loss(net.discriminator, z)
-            loss = loss + terms["discriminator"]
-        if self.frame.contrast:
-            terms["contrast"] = contrast_loss(*mu.chunk(2))
-            loss = loss + self.frame.contrast * self.frame.fidelity * terms["contrast"]
-        if logits is not None:
-            self.head.thin(net.head, mu, progress, self.worth(mu))
-            terms["cross_entropy"] = self.cross_entropy(logits, rows)
-            loss = loss + self.head.weight * self.frame.label_scale * terms["cross_entropy"]
-        if self.guides is not None:
-            terms["guides"] = self.guided(mu, rows, mild)
-            loss = loss + self.guides.weight * self.frame.label_scale * terms["guides"]
-        if self.frame.features or self.frame.cycle:
-            terms |= self.seen_again(net, z, drawing, rows, x)
-            again = self.frame.features * terms["features"] + self.frame.cycle * terms["cycle"]
-            loss = loss + self.frame.fidelity * again
-        return {"loss": loss, **terms}
+# %% ../../nbs/factors/vae_loss.ipynb #7e14e84b
+class Terms:
+    "The terms of the loss, each a method."
 
     def worth(self, mu):
         "Of two terms of a law that move it alike, the one whose factor has a name is worth more."
@@ -116,3 +70,53 @@ class Loss:
         "Images without a label do not count."
         y = self.codes.to(rows.device)[rows]
         return F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
+
+# %% ../../nbs/factors/vae_loss.ipynb #714aca29
+class Loss(Terms):
+    """The loss of a VAE's training step: `loss(module, rows, t)` → a dictionary of its terms, as `training.loop.train`
+    takes it.
+    """
+
+    def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps, critic=None):
+        self.frame = model.frame_
+        self.head = model._head
+        self.objective = objective
+        self.targets = targets
+        self.pixels = pixels
+        self.codes = codes
+        self.n_rows = n_rows
+        self.max_steps = max_steps
+        self.guides = model.guides_
+        self.scores = model._scores
+        self.shape = model.image_shape_[1:]
+        self.critic = critic
+
+    def __call__(self, module, rows, t):
+        if self.frame.contrast: rows = rows[:-(-len(rows) // 2)].repeat(2)             # every image twice
+        mild = self.mild_ones(rows)
+        x = self.frame.view(self.pixels(rows), mild)
+        mu, logvar, z, drawing, spectrum, logits = module(x)
+        progress, net = t / self.max_steps, getattr(module, "module", module)
+        terms = {
+            "reconstruction": self.frame.fidelity * self.error(rows, x, drawing, spectrum),
+            "kl": kl_per_factor(mu, logvar).sum(),
+        }
+        loss = terms["reconstruction"] + self.price(net, mu, logvar, z, progress)
+        if hasattr(net, "discriminator"):
+            terms["discriminator"] = discriminator_loss(net.discriminator, z)
+            loss = loss + terms["discriminator"]
+        if self.frame.contrast:
+            terms["contrast"] = contrast_loss(*mu.chunk(2))
+            loss = loss + self.frame.contrast * self.frame.fidelity * terms["contrast"]
+        if logits is not None:
+            self.head.thin(net.head, mu, progress, self.worth(mu))
+            terms["cross_entropy"] = self.cross_entropy(logits, rows)
+            loss = loss + self.head.weight * self.frame.label_scale * terms["cross_entropy"]
+        if self.guides is not None:
+            terms["guides"] = self.guided(mu, rows, mild)
+            loss = loss + self.guides.weight * self.frame.label_scale * terms["guides"]
+        if self.frame.features or self.frame.cycle:
+            terms |= self.seen_again(net, z, drawing, rows, x)
+            again = self.frame.features * terms["features"] + self.frame.cycle * terms["cycle"]
+            loss = loss + self.frame.fidelity * again
+        return {"loss": loss, **terms}
