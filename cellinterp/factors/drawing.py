@@ -14,8 +14,8 @@ from ..training.augment import aligned_crops, nudged, polar_spectra, random_view
 from ..training.images import pad_to
 
 # %% auto #0
-__all__ = ['MILD', 'KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'OwnFrame', 'AlignedFrame', 'AlignedTargets',
-           'whitening', 'frame_of']
+__all__ = ['MILD', 'KEEP', 'FRAMES', 'ImageFrame', 'ImageTargets', 'turned_alike', 'AlignedFrame', 'AlignedTargets', 'whitening',
+           'frame_of']
 
 # %% ../../nbs/factors/drawing.ipynb #48473613
 class ImageFrame(BaseEstimator):
@@ -39,7 +39,11 @@ class ImageFrame(BaseEstimator):
         return tuple(s + -s % 8 for s in image_shape[1:])
 
     def view(self, x, mild=None):
-        "Turned or mirrored alike; some shifted by less than a pixel, so that the encoder knows smoothed noise as well."
+        """Turned or mirrored alike; some shifted by less than a pixel, so that the encoder knows smoothed noise as well.
+
+        x : (B, C, H, W), scaled images.
+        mild : (B,) or None, of no account here: size and brightness are kept anyway.
+        """
         return nudged(turned_alike(x))
 
     def image(self, drawing, shape): return drawing
@@ -64,7 +68,7 @@ MILD = 0.03, 0.05  # zoom and gain at most, where size and brightness are learnt
 KEEP = 10_000  # aligned crops and spectra of as many images are kept; of more, they are made anew for every batch
 
 
-class OwnFrame:
+class _OwnFrame:
     "What the frame of a cell does, whatever its constants."
 
     @property
@@ -103,7 +107,7 @@ class OwnFrame:
     def targets(self, images, scaled, pixels): return AlignedTargets(self, images, scaled, pixels)
 
 # %% ../../nbs/factors/drawing.ipynb #eacbcada
-class AlignedFrame(OwnFrame, BaseEstimator):
+class AlignedFrame(_OwnFrame, BaseEstimator):
     """The cell is drawn in its own frame, so that factors are free of orientation.
 
     Parameters
