@@ -81,7 +81,11 @@ def feature_loss(blocks, drawn: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def features_unlike(seen, wanted) -> torch.Tensor:
-    "Mean over the blocks of the unexplained share of the activations' variance; no gradient goes through `wanted`."
+    """Mean over the blocks of the unexplained share of the activations' variance.
+
+    seen : list of (B, C_b, H_b, W_b), of the drawings.
+    wanted : list of as many, of the images; no gradient goes through them.
+    """
     wanted = [b.detach() for b in wanted]
     parts = [
         (a - b).square().mean() / b.var(0, correction=0).mean().clamp_min(1e-6) for a, b in zip(seen, wanted)

@@ -13,10 +13,10 @@ from .guides import guide_loss, leak_loss
 from .objectives import contrast_loss, discriminator_loss, kl_per_factor
 
 # %% auto #0
-__all__ = ['Terms', 'Loss']
+__all__ = ['Loss']
 
 # %% ../../nbs/factors/vae_loss.ipynb #7e14e84b
-class Terms:
+class _Terms:
     "The terms of the loss, each a method."
 
     def worth(self, mu):
@@ -72,9 +72,14 @@ class Terms:
         return F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=0.02)
 
 # %% ../../nbs/factors/vae_loss.ipynb #714aca29
-class Loss(Terms):
+class Loss(_Terms):
     """The loss of a VAE's training step: `loss(module, rows, t)` → a dictionary of its terms, as `training.loop.train`
     takes it.
+
+    Parameters
+    ----------
+    critic : Critic, default None
+        Another network's filters that drawings are matched by; None: the encoder's own.
     """
 
     def __init__(self, model, objective, targets, pixels, codes, n_rows, max_steps, critic=None):
