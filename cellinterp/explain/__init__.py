@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "measured_change",
             "plot_counterfactuals",
         ],
+        "explorer": ["explorer_data", "explorer_page"],
         "image_cards": ["concept_cards", "correlates", "feature_recall"],
         "pictures": ["boundary_panel", "confusion", "law_boundary", "margin", "strongest", "traversals"],
         "sentences": ["LawReading", "decision_shares", "read_law"],

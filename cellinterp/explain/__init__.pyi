@@ -24,6 +24,8 @@ from .counterfactuals import agreement as agreement
 from .counterfactuals import counterfactuals as counterfactuals
 from .counterfactuals import measured_change as measured_change
 from .counterfactuals import plot_counterfactuals as plot_counterfactuals
+from .explorer import explorer_data as explorer_data
+from .explorer import explorer_page as explorer_page
 from .image_cards import concept_cards as concept_cards
 from .image_cards import correlates as correlates
 from .image_cards import feature_recall as feature_recall

@@ -79,6 +79,7 @@ def markdown_to_html(text: str, bibliography=None) -> tuple:
 def _tidy(text):
     "What pandoc's HTML lacks for our pages: boxes that scroll, titles of callouts, links on headings."
     text = re.sub(r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>|(?<=<span) id="cb[\d-]+"', "", text)
+    text = text.replace('<figcaption aria-hidden="true">', "<figcaption>")     # it holds links, which all can reach
     text = re.sub(r'(?s)<math display="block".*?</math>', r'<span class="formula">\g<0></span>', text)
 
     def callout(match):
