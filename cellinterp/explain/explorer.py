@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.images import to_rgb
+from ..data.sheets import to_rgb
 from .affinity import class_colours
 from .counterfactuals import counterfactuals
 from .pages import render, write_page

@@ -13,6 +13,29 @@ from pathlib import Path
 
 from .outputs import scroll_tables
 
+# %% ../../nbs/runs/pandoc.ipynb #5d2b9c10
+def _tidy(text):
+    "What pandoc's HTML lacks for our pages: boxes that scroll, titles of callouts, links on headings."
+    text = re.sub(r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>|(?<=<span) id="cb[\d-]+"', "", text)
+    text = text.replace('<figcaption aria-hidden="true">', "<figcaption>")     # it holds links, which all can reach
+    text = re.sub(r'(?s)<math display="block".*?</math>', r'<span class="formula">\g<0></span>', text)
+
+    def callout(match):
+        title = re.search(r'title="([^"]*)"', match[0])
+        return (
+            f'<div class="callout {match[1]}"><p'
+            f' class="callout-title">{title[1] if title else match[1].removeprefix("callout-").capitalize()}</p>'
+        )
+
+    text = re.sub(r'<div class="(callout-\w+)[^"]*"[^>]*>', callout, text)
+    text = re.sub(r'(?s)<h1\b([^>]*\bid="bibliography"[^>]*>.*?)</h1>', r"<h2\1</h2>", text)
+    text = re.sub(
+        r'(<h([2-6])\b[^>]*\bid="([^"]+)"[^>]*>)(.*?)</h\2>',
+        r'\1\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></h\2>',
+        text,
+    )
+    return scroll_tables(text)
+
 # %% ../../nbs/runs/pandoc.ipynb #ad38ceaf
 # Markdown as Jupyter reads it: a list or a heading needs no empty line before it.
 _MARKDOWN = "markdown-blank_before_header-blank_before_blockquote+lists_without_preceding_blankline"
@@ -74,26 +97,3 @@ def markdown_to_html(text: str, bibliography=None) -> tuple:
     done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8")
     if done.returncode: raise RuntimeError(f"pandoc failed: {done.stderr.strip()}")
     return _tidy(done.stdout), [w.strip().replace("\n", " ") for w in done.stderr.split("[WARNING]")[1:]]
-
-
-def _tidy(text):
-    "What pandoc's HTML lacks for our pages: boxes that scroll, titles of callouts, links on headings."
-    text = re.sub(r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>|(?<=<span) id="cb[\d-]+"', "", text)
-    text = text.replace('<figcaption aria-hidden="true">', "<figcaption>")     # it holds links, which all can reach
-    text = re.sub(r'(?s)<math display="block".*?</math>', r'<span class="formula">\g<0></span>', text)
-
-    def callout(match):
-        title = re.search(r'title="([^"]*)"', match[0])
-        return (
-            f'<div class="callout {match[1]}"><p'
-            f' class="callout-title">{title[1] if title else match[1].removeprefix("callout-").capitalize()}</p>'
-        )
-
-    text = re.sub(r'<div class="(callout-\w+)[^"]*"[^>]*>', callout, text)
-    text = re.sub(r'(?s)<h1\b([^>]*\bid="bibliography"[^>]*>.*?)</h1>', r"<h2\1</h2>", text)
-    text = re.sub(
-        r'(<h([2-6])\b[^>]*\bid="([^"]+)"[^>]*>)(.*?)</h\2>',
-        r'\1\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></h\2>',
-        text,
-    )
-    return scroll_tables(text)
