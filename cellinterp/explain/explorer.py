@@ -180,7 +180,7 @@ def _factors(factors, names):
         labels=[f"{c} ({s})" if s else c for c, s in zip(columns, said)], sd=np.maximum(Z.std(0), 1e-9).tolist(),
     )
 
-# %% ../../nbs/explain/explorer.ipynb #1025165f
+# %% ../../nbs/explain/explorer.ipynb #6b0e41aa
 def _check(images, labels, factors, law, **columns):
     "Raise ValueError for what does not go together."
     if factors.ndim != 2 or factors.shape[1] != len(law.names_):
@@ -190,10 +190,29 @@ def _check(images, labels, factors, law, **columns):
         if values is not None and len(values) != len(factors):
             raise ValueError(f"{name}: {len(values)} came; expected one for each of {len(factors)} rows of factors")
 
-
+# %% ../../nbs/explain/explorer.ipynb #1025165f
 def explorer_data(images, labels, factors, law, vae=None, *, names=None, ids=None, groups=None, opponent=None,
                   opponent_name="black box", max_pictures=5000, random_state=0) -> dict:
-    """What an explorer shows, ready for its page; see `explorer_page` for the parameters.
+    """What an explorer shows, ready for its page.
+
+    Parameters
+    ----------
+    images, labels, factors, law, vae
+        As in `explorer_page`.
+    names : sequence of n_factors str, optional
+        What each factor means, "unnamed" where nobody knows.
+    ids : sequence (N,), optional
+        What cells are called; None: their row.
+    groups : sequence (N,), optional
+        A column to filter by, such as the well.
+    opponent : sequence of str (N,), optional
+        The answers of another model.
+    opponent_name : str, default "black box"
+        What that model is called.
+    max_pictures : int, default 5000
+        Cells with a picture and a counterfactual; those that the law gets wrong come first.
+    random_state : int, default 0
+        Which other cells get one.
 
     Returns
     -------
@@ -245,12 +264,7 @@ def explorer_page(path, images, labels, factors, law, vae=None, *, title="Explor
     attribution : str, default ""
         What a picture of these images must say.
     **more
-        names : sequence of n_factors str, what each factor means, "unnamed" where nobody knows.
-        ids : sequence (N,), what cells are called; default: their row.
-        groups : sequence (N,), a column to filter by, such as the well.
-        opponent : sequence of str (N,), the answers of another model, called `opponent_name` ("black box").
-        max_pictures : int, default 5000; cells with a picture and a counterfactual, those that are wrong first.
-        random_state : int, default 0; which other cells get one.
+        The other parameters of `explorer_data`: names, ids, groups, opponent, max_pictures and the rest.
 
     Returns
     -------
