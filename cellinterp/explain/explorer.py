@@ -197,7 +197,7 @@ def explorer_data(images, labels, factors, law, vae=None, *, names=None, ids=Non
 
     Parameters
     ----------
-    images, labels, factors, law, vae
+    images, labels, factors, law, vae : array, sequence, array, SymbolicClassifier, VAE
         As in `explorer_page`.
     names : sequence of n_factors str, optional
         What each factor means, "unnamed" where nobody knows.

@@ -4,6 +4,7 @@ const N = data.ids.length, D = data.factors.labels.length, K = data.classes.leng
 const cells = {label: data.label, colours: data.colours, wrong: data.wrong};
 const home = i => all.slice(i * D, i * D + D), map = mapOf(find("map"), cells), selected = new Set(), hidden = new Set();
 const sheets = data.pictures.sheets.map(() => null), hovering = {down: false};
+const plane = data.plane.map(numbers);
 const after = data.moves ? numbers(data.moves.after) : null;
 if (data.decoder) data.decoder.weights = halves(data.decoder.weights);
 const original = {cell: -1, pixels: null, timer: 0};
@@ -248,7 +249,7 @@ function filter() {
 
 function axes() {
   const column = name => {
-    if (name.startsWith("m")) return numbers(data.plane[Number(name.slice(1))]);
+    if (name.startsWith("m")) return plane[Number(name.slice(1))];
     return Float32Array.from({length: N}, (_, i) => all[i * D + Number(name)]);
   };
   map.place(column(find("x-axis").value), column(find("y-axis").value));
