@@ -598,7 +598,10 @@ def test_models_of_the_version_before_are_read(data, tmp_path):
     config.pop("checksum")
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     state = model.__getstate__()
-    old = {k: v for k, v in state.items() if k not in ("pursuit", "atoms", "renewal")} | {"refit": "new", "reset_every": 3}
+    old = {k: v for k, v in state.items() if k not in ("pursuit", "atoms", "renewal")} | {
+        "refit": "new",
+        "reset_every": 3,
+    }
     pickled = ICFL.__new__(ICFL)
     pickled.__setstate__(old)
     for read in load(tmp_path / "model"), pickled:

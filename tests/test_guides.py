@@ -192,7 +192,8 @@ def test_a_critic_draws_and_does_not_learn(cells):
     ]
     assert drawn[0].features.iloc[0] != pytest.approx(drawn[1].features.iloc[0], rel=1e-3)
     assert all(torch.equal(v, before[k]) for k, v in critic.module_.state_dict().items())
-    with pytest.raises(ValueError, match="critic"): VAE(3, frame=frame, max_steps=1, **small).fit(cells.images[:40], critic=3)
+    with pytest.raises(ValueError, match="critic"):
+        VAE(3, frame=frame, max_steps=1, **small).fit(cells.images[:40], critic=3)
 
 
 def test_only_mild_views_keep_size_and_brightness():

@@ -1,4 +1,5 @@
-"""Sets larger than memory: what is read is what an eager reader reads, training holds one batch, a folder is read once."""
+"""Sets larger than memory: what is read is what an eager reader reads, training holds one batch, a folder is read once.
+"""
 import os
 import subprocess
 import sys
@@ -156,7 +157,9 @@ def test_a_set_says_what_it_is(tmp_path):
 
 
 def test_what_a_model_remembers_is_held_against_new_images(tmp_path):
-    "Held-out cells set the limit; another pixel size is refused, other channels are put in order; blocks change nothing."
+    """Held-out cells set the limit; another pixel size is refused, other channels are put in order; blocks change
+    nothing.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
@@ -176,7 +179,9 @@ def test_what_a_model_remembers_is_held_against_new_images(tmp_path):
     spread = 3 * (high * (1 - high) / len(fresh)) ** 0.5
     assert table.unlike_training.mean() <= high + spread
     errors = model[0].reconstruction_error(fresh.images)
-    assert table.unlike_training.equals(table.unlike_training.where(errors > 0)) and table.attrs["unlike"]["n_held"] == 120
+    assert (
+        table.unlike_training.equals(table.unlike_training.where(errors > 0)) and table.attrs["unlike"]["n_held"] == 120
+    )
     room.BLOCK, whole = 64, room.BLOCK
     try: assert np.allclose(room.predict(tmp_path / "m", fresh).filter(like="p_"), table.filter(like="p_"), atol=1e-5)
     finally: room.BLOCK = whole

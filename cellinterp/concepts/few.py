@@ -201,8 +201,8 @@ def fit_few(model: FewConcepts, X, y, groups):
     if model.law_score_ < model.warn_below * model.probe_score_:
         warnings.warn(
             f"FewConcepts: a linear law over {len(kept)} concepts has {model.law_score_:.2f} balanced accuracy, a"
-            f" linear probe of the embedding {model.probe_score_:.2f}: what tells the classes apart is not in few of its"
-            " atoms; try a wider dictionary, whitening by controls, or more concepts",
+            f" linear probe of the embedding {model.probe_score_:.2f}: what tells the classes apart is not in few of"
+            " its atoms; try a wider dictionary, whitening by controls, or more concepts",
             stacklevel=3,
         )
 

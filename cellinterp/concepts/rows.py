@@ -149,7 +149,9 @@ def frame_rows(frame) -> RowSource:
     ValueError
         For a column of text that is not known to be metadata.
     """
-    frame = frame[feature_columns(frame.columns, [c for c in frame.columns if _is_number(frame[c].dtype)], "the DataFrame")]
+    frame = frame[
+        feature_columns(frame.columns, [c for c in frame.columns if _is_number(frame[c].dtype)], "the DataFrame")
+    ]
     text = [c for c in frame.columns if not _is_number(frame[c].dtype)]
     nullable = {c: "float64" for c in frame.columns if not isinstance(frame[c].dtype, np.dtype)}
     if not text and nullable: frame = frame.astype(nullable)

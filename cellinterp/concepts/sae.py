@@ -233,4 +233,5 @@ class JumpReLUSAE(Jumping, Autoencoder):
     def _check_arguments(self):
         super()._check_arguments()
         for name in "sparsity_weight", "bandwidth":
-            if getattr(self, name) <= 0: raise ValueError(f"{name}: {getattr(self, name)!r}; expected a positive number")
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)!r}; expected a positive number")

@@ -64,7 +64,9 @@ def image_facts(cells) -> dict:
         From "images", "size", "numbers", … to text.
     """
     n, c, *size = cells.images.shape
-    seen = cells if not is_lazy(cells.images) else cells.subset(np.unique(np.linspace(0, n - 1, min(n, 2000)).astype(int)))
+    seen = (
+        cells if not is_lazy(cells.images) else cells.subset(np.unique(np.linspace(0, n - 1, min(n, 2000)).astype(int)))
+    )
     pixels = np.asarray(seen.images)
     names = cells.channels or [f"channel {k}" for k in range(c)]
     ranges = (

@@ -247,7 +247,12 @@ def read_files(files: list[Path], names: list[str], axes: str | None, notes: Not
     def several(paths): return [one(path) for path in paths]
     first, places, pictures, done, chunk = one(files[0]), [], [], {}, 1024
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        bar = tqdm(total=len(files), unit="file", mininterval=0.5, disable=not (len(files) > 2000 if progress is None else progress))
+        bar = tqdm(
+            total=len(files),
+            unit="file",
+            mininterval=0.5,
+            disable=not (len(files) > 2000 if progress is None else progress),
+        )
         for start in range(0, len(files), chunk):
             block = [k for k in range(start, min(start + chunk, len(files))) if _key(files[k]) not in done]
             got = [first if k == 0 else None for k in block]

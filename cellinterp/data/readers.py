@@ -59,7 +59,8 @@ def _read_store(address, options: ReadOptions, notes: Notes) -> Stored:
 
 def _lazy_fields(found) -> Stored:
     "Fields of one size: the first is read, to know them; others when they are asked for."
-    def picture(k): return as_picture([found[k].read()], found[k].name, places=[found[k].place] if found[k].place else None)
+    def picture(k):
+        return as_picture([found[k].read()], found[k].name, places=[found[k].place] if found[k].place else None)
     first = picture(0)
     per = len(first.images)
 
@@ -71,7 +72,9 @@ def _lazy_fields(found) -> Stored:
         return out
     images = LazyImages(read, (per * len(found), *first.images.shape[1:]), first.images.dtype)
     rows = pd.DataFrame([dict(f.place or {}) for f in found for _ in range(per)])
-    stored = Stored(images, pixel_size=first.spacing, channels=first.channels, table=rows if len(rows.columns) else None)
+    stored = Stored(
+        images, pixel_size=first.spacing, channels=first.channels, table=rows if len(rows.columns) else None
+    )
     if "well" in rows: stored.groups = grouped(rows, [c for c in ("plate", "well") if c in rows])
     return stored
 

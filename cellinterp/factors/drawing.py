@@ -39,7 +39,8 @@ class ImageFrame(BaseEstimator):
         return tuple(s + -s % 8 for s in image_shape[1:])
 
     def view(self, x, mild=None):
-        """Turned or mirrored alike; some shifted by less than a pixel, so that the encoder knows smoothed noise as well.
+        """Turned or mirrored alike; some shifted by less than a pixel, so that the encoder knows smoothed noise as
+        well.
 
         x : (B, C, H, W), scaled images.
         mild : (B,) or None, of no account here: size and brightness are kept anyway.

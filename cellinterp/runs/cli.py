@@ -10,7 +10,9 @@ import functools
 import os
 import sys
 from typing import Annotated, Optional
+
 import typer
+
 app = typer.Typer(
     help="Turn scientific images into models that a person can read.",
     no_args_is_help=True,
@@ -300,7 +302,10 @@ def predict(
         if unlike:
             low, high, rate = *unlike["interval"], unlike["expected_rate"]
             held = f"{unlike['n_held']} held-out cells; of their like {rate:.1%} is expected, {low:.1%} to {high:.1%})"
-        print(f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (drawn worse than {held}")
+        print(
+            f"{int(table['unlike_training'].sum())} of {len(table)} cells are unlike the training cells (drawn worse"
+            f" than {held}"
+        )
     print(f"table: {out}")
 
 

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/facts.ipynb #f53fa7d3
 from __future__ import annotations
+
 import functools
 import hashlib
 import json
@@ -12,7 +13,9 @@ import numbers
 import os
 import sys
 from pathlib import Path
+
 from ..data.files import read_json
+
 ELSEWHERE = ("out", "device")                # parameters that do not change what is computed
 RECORDED = ("cellinterp", "torch", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "sympy",
             "pyoperon", "pysr")              # packages whose versions a result names

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/parameters.ipynb #e435b6b6
 from __future__ import annotations
+
 import ast
 import io
 import math
@@ -12,9 +13,11 @@ import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
+
 from ..data.files import read_bounded
 from .facts import packaged_folder
 from .notebooks import find_notebook, heading, is_file, meant, read_notebook
+
 YAML_BYTES, YAML_VALUES, YAML_DEPTH = 500_000, 50_000, 50
 
 # %% auto #0

@@ -60,7 +60,9 @@ def predict_table(model, images, facts=None):
     starts = range(0, max(1, len(images.images)), BLOCK)
     found = pd.concat([_block(steps, images, slice(s, s + BLOCK), order, facts) for s in starts], ignore_index=True)
     if found["outside_domain"].any():
-        Notes().add(f"law: {found.outside_domain.sum()} of {len(found)} rows lie outside its domain; they have no decision")
+        Notes().add(
+            f"law: {found.outside_domain.sum()} of {len(found)} rows lie outside its domain; they have no decision"
+        )
     else: del found["outside_domain"]
     return pd.concat([_identity(images, set(found)), found], axis=1)
 

@@ -4,10 +4,12 @@
 
 # %% ../../nbs/runs/scalars.ipynb #56d62057
 from __future__ import annotations
+
 import importlib.util
 import os
 import shutil
 from pathlib import Path
+
 # set to 1: training writes event files as it goes, and `finish` what is in the tables
 TENSORBOARD = "CELLINTERP_TENSORBOARD"
 

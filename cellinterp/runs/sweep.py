@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/sweep.ipynb #bbd69493
 from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -14,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
 from ..data.files import write_atomically
 from .experiment import KEYS, RESOURCES, Experiment, expand_grid, read_experiment
 from .facts import ELSEWHERE, code_hash, jsonable, n_cores
@@ -28,6 +30,7 @@ from .process import RunProcess, read_record, worker_env
 from .remote import is_url, join, local_folder, probe, pull, push
 from .scalars import TENSORBOARD
 from .view import View
+
 PLAN = "sweep.json"
 
 

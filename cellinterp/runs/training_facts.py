@@ -38,7 +38,8 @@ def unlike_limit(errors, rate: float = 0.01) -> dict:
     from scipy.stats import beta
     errors = np.sort(np.asarray(errors, dtype=np.float64))
     n = len(errors)
-    if n == 0 or not np.isfinite(errors).all(): raise ValueError(f"errors: {n} came; expected finite ones, at least one")
+    if n == 0 or not np.isfinite(errors).all():
+        raise ValueError(f"errors: {n} came; expected finite ones, at least one")
     k = min(n, math.ceil((1 - rate) * (n + 1)))
     low, high = beta.ppf([0.025, 0.975], n + 1 - k, k)
     quantiles = np.percentile(errors, np.arange(101))

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/runs/view.ipynb #747c1dc5
 from __future__ import annotations
+
 import time
 
 # %% auto #0

@@ -4,10 +4,13 @@
 
 # %% ../../nbs/runs/workbench.ipynb #f309943d
 from __future__ import annotations
+
 import contextlib
 import statistics
 import time
+
 from .facts import finite_number
+
 PER_FOLD = ["model", "fold", "seed", "metric", "value"]      # the columns of metrics.csv
 
 # %% auto #0
