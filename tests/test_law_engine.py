@@ -22,6 +22,7 @@ from cellinterp.laws.pysr_adapter import pysr_arguments, pysr_loss, pysr_text, r
 from cellinterp.laws.refine import Archive, Draw, edited, refine
 from cellinterp.laws.searching import merged_rows
 from cellinterp.laws.simplify import RULES, canonical
+from cellinterp.laws.spread import constant_spread
 from cellinterp.laws.sympy_form import to_latex, to_sympy
 from cellinterp.laws.text import parse, tidy_names, to_text
 from cellinterp.laws.torch_form import to_torch
@@ -270,8 +271,11 @@ def test_constants_of_far_units_have_a_spread(unit):
     rng = np.random.default_rng(0)
     Z = rng.normal(size=(200, 2))
     y = Z[:, 0] + rng.normal(size=200) > 0
-    errors = [SymbolicClassifier(**SMALL).fit(Z * u, y).spread_.standard_error.to_numpy() for u in (1, unit)]
-    np.testing.assert_allclose(errors[1][0] * unit, errors[0][0], rtol=1e-3)
+    def errors(u):
+        law = parse(f"{1.2 / u!r}*z0 + 0.1", ["z0", "z1"])
+        return constant_spread([law], ["yes"], Z * u, y[:, None].astype(float), ["z0", "z1"]).standard_error.to_numpy()
+    assert 0.1 < errors(1)[0] < 0.4
+    np.testing.assert_allclose(errors(unit) * [unit, 1], errors(1), rtol=1e-6)
 
 
 def test_dust_is_left_out():
