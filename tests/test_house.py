@@ -202,7 +202,7 @@ def test_a_wheel_lists_and_runs_the_tutorials_without_the_repository(wheel, tmp_
     import numpy as np
 
     from cellinterp.data import simulate_nuclei
-    cells = simulate_nuclei(20, random_state=5)
+    cells = simulate_nuclei(20, size=48, random_state=5)
     np.savez(images, images=cells.images, labels=cells.labels)
     done = subprocess.run(
         [

@@ -35,7 +35,7 @@ def run_here(spec: dict) -> dict:
     """
     if spec["job"]: end_with_sweep(spec["alive"])
     # dask repeats the tasks of a worker that was lost: this one may have ended before its answer came home
-    if has_result(local_folder(spec["params"]["out"]), spec["kept"], spec["code"]):
+    if "kept" in spec and has_result(local_folder(spec["params"]["out"]), spec["kept"], spec["code"]):
         return dict(state="done", seconds=0.0)
     task, gone = RunProcess(spec), _Gone(spec["alive"])
     while (outcome := task.poll()) is None:
